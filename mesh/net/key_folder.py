@@ -22,6 +22,9 @@ from mesh.roles import ALL_ROLES, Holder, Role, roles_of
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 TAKEN = frozenset(("allowed", "mesh", "client"))  # names that the folder itself uses
 ROLES = re.compile(r'^\s+roles\s*=\s*"([^"]*)"', re.MULTILINE)
+UNSENT = re.compile(
+    r"[\s\ud800-\udfff]"
+)  # of a file's name: what parts a Holder in writing, and no text that can be sent
 KEY_FILE_BYTES_MAX = 1 << 16
 UNNAMED = frozenset((Role.CLIENT,))  # the roles of a key whose file names none: older folders
 
@@ -38,7 +41,7 @@ class AllowedKey:
     @property
     def holder(self) -> Holder:
         """Who calls with it."""
-        return Holder(self.public.decode(), re.sub(r"\s", "_", self.name)[:64], self.roles)
+        return Holder(self.public.decode(), UNSENT.sub("_", self.name)[:64], self.roles)
 
 
 def make_folder(folder: Path) -> None:

@@ -23,7 +23,7 @@ from mesh.net.keys import LOCAL, Keys
 from mesh.net.links import REFUSED
 from mesh.net.sockets import Hub
 from mesh.process.settings import Settings
-from mesh.roles import ALL_ROLES, PortKind, Role, may_call
+from mesh.roles import ALL_ROLES, Holder, PortKind, Role, may_call
 from tests.loops import LIMIT_S, on_loop
 from tests.mesh.net.processes import LIMIT_MS, Calling, Listening, Processes, envelope, messages_of, processes
 
@@ -141,6 +141,15 @@ def test_a_file_that_is_no_key_is_ignored_and_named(folder: Path, text: str) -> 
 def test_a_name_that_is_none_is_refused(folder: Path, name: str) -> None:
     with pytest.raises(ValueError, match="--name"):
         add_key(folder, name, (Role.CLIENT,))
+
+
+@pytest.mark.parametrize("name", ["two words", "\u00a0tab\t", "m\u00fcller", "not utf-8 \udcff", ".key", "x" * 200])
+def test_whatever_a_file_of_a_key_is_called_its_holder_can_be_told_to_the_port(folder: Path, name: str) -> None:
+    """An exception there would end the process whenever that key calls."""
+    (folder / "allowed" / "client.key").rename(folder / "allowed" / f"{name}.key")
+    (holder,) = (key.holder for key in allowed(folder)[0] if key.roles == {Role.CLIENT})
+    assert Holder.read(holder.written().encode().decode()) == holder
+    assert len(holder.name) <= 64
 
 
 def test_a_name_that_is_taken_is_left_alone(folder: Path) -> None:
