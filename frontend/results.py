@@ -24,14 +24,12 @@ class ResultsPort:
         requests: RequestTable,
         completed: Callable[[Completed, float], None],
         malformed: Callable[[Call, str], None],
-        waited: Callable[[float], None],
     ) -> None:
         self._requests = requests
         self.for_nobody = 0  # outputs that came after their calls had ended: computed for nobody
         self.rows_for_nobody = 0  # rows of these
         self._completed = completed  # called with a call that has all its outputs, and the instant of their arrival
         self._malformed = malformed  # called with a call that was sent outputs of another form, and the worker's device
-        self._waited = waited  # called with how long mail had waited until it was taken in
         self._port: Port[wire.ToResults, wire.FromResults] = Port(
             transport, "results", RESULTS, self._outputs, _ignore, watch=False
         )
@@ -49,7 +47,6 @@ class ResultsPort:
         self._port.close()
 
     def _outputs(self, mail: Mail[wire.ToResults]) -> None:
-        self._waited(mail.age_s)
         frames = iter(mail.frames)
         for message in mail.messages:
             match message:
