@@ -130,7 +130,8 @@ class FrontendService:
         return waiting == 0
 
     def stop(self) -> None:
-        """Answers all open requests, and says goodbye to every peer."""
+        """Answers all open requests, and those that have not been looked at, and says goodbye to every peer."""
+        self._draining = True
         self._applications.stop()
         text = "the frontend is being stopped"
         for client, header in self._clients.waiting():

@@ -33,6 +33,7 @@ CHARGED_S = 0.015  # what may have waited for less, before it was read, is taken
 LOOK_EVERY = 32  # messages that are read between two looks at the clock
 INFINITE = float("inf")
 INBOX_MAX = 8192  # messages of all clients that were read and wait
+LAST_MAX = 2 * INBOX_MAX  # messages that are read at the end, to be refused
 NEWS_S = 0.001  # what is known of the time that this thread has not slept may be so old
 CLIENT_BYTES_MAX = 32 << 20  # waiting here for one client; what exceeds it is dropped, and counted
 BYTES_MAX = 256 << 20  # waiting here for all clients
@@ -197,10 +198,18 @@ class ClientPort:
         return self._inbox.bytes_held
 
     def waiting(self) -> Iterator[tuple[ClientId, bytes]]:
-        """(client, header) of all messages that wait for their turn; each waits no more once it is given."""
+        """(client, header) of all messages that wait, for their turn or to be read, in the order of each client's.
+
+        Each waits no more once it is given. What comes as fast as it is read ends after LAST_MAX.
+        """
         while (taken := self._inbox.take()) is not None:
             client, message = taken
             yield client, message.header
+        for _ in range(LAST_MAX):
+            unread = None if self._sock is None else self._next(self._sock)
+            if unread is None:
+                return
+            yield unread[0], unread[1]
 
     def is_drawn(self, identity: bytes) -> bool:
         """Whether ZeroMQ gave the connection its identity: then it says nothing of the client."""

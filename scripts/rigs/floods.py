@@ -221,7 +221,10 @@ class Flood:
             self._receive(ROUND_MS)
         seen.wall_s, seen.cpu_s = time.monotonic() - began_s, _cpu_s() - began_cpu_s
         while time.monotonic() < ends_s + AFTER_S and self._open:
-            self._receive(10)
+            for connection in self._connections:
+                if connection.waits:
+                    connection.send()
+            self._receive(ROUND_MS)
         seen.unanswered = self._open
         for connection in self._connections:
             connection.sock.close()

@@ -101,6 +101,19 @@ async def test_a_cancel_is_never_refused(tmp_path: Path, no_time: None, monkeypa
 
 
 @on_loop
+async def test_at_the_end_what_waits_is_answered_too(tmp_path: Path, no_time: None) -> None:
+    async with mesh(tmp_path) as at:
+        sock = client(at)
+        for i in range(100):
+            sock.send(request(i, slo_ms=60_000))
+        await at.status(lambda status: status["requests_waiting"] + status["in_flight"] == 100)  # all have been read
+        at.stop_frontend()
+        answers = [await hear(sock) for _ in range(100)]
+        assert {answer["error"]["code"] for answer in answers} == {"stopping"}
+        assert {answer["id"] for answer in answers} == set(range(100))
+
+
+@on_loop
 async def test_one_client_leaves_room_for_another_where_requests_are_bounded(tmp_path: Path) -> None:
     async with mesh(tmp_path, in_flight_max=10) as at:
         greedy, honest = client(at), client(at)
