@@ -370,7 +370,9 @@ class FrontendService:
 
     def _turn(self, now: float) -> None:
         assert self._alarm is not None
-        self._calls.window.turn(len(self._requests), now)
+        window = self._calls.window
+        window.turn(len(self._requests), now)
+        self._clients.strained = window.limit < window.calls_max
         self._alarm.by(self._requests.wake_at())
         self._alarm.by(self._early.wake_at())
         self._alarm.by(self._applications.wake_at())

@@ -151,6 +151,10 @@ class Hub:
         self.sent(sock)
         self.schedule_turn()
 
+    def read_again(self, sock: "zmq.Socket[bytes]") -> None:
+        """What `drain` left when it returned False is passed on now, unless the socket was dropped."""
+        self._readable(sock)
+
     def sent(self, sock: zmq.Socket[bytes]) -> None:
         """Re-checks `sock` at the end of the turn: a send, even one that fails, may consume its FD's readable edge."""
         self._sent.add(sock)

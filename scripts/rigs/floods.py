@@ -24,7 +24,7 @@ import numpy as np
 AFTER_S = 3.0  # until what was not answered is given up
 ROUND_MS = 1  # between two looks at what is due
 BATCH_MAX = 512  # of one connection, sent in one go
-BUFFER_BYTES = 1 << 16  # that the kernel keeps of what is sent: what finds no room is not sent, and counted
+BUFFER_BYTES = 1 << 13  # that the kernel keeps of what is sent: what finds no room is not sent, and counted
 FIRST = 1 << 16  # the first number: all have five bytes in msgpack
 ID = b"\xce\xff\xff\xff\xff"  # stands in a request where its number goes
 LONG = struct.Struct(">Q")
