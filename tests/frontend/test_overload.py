@@ -161,6 +161,41 @@ async def test_a_frontend_whose_controller_is_behind_lets_fewer_in_until_it_is_n
         assert await outcomes(sock, MANY) == ["ok"] * MANY
 
 
+@on_loop
+async def test_time_outs_show_that_services_are_behind(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        sock = client(at)
+        for i in range(MANY):
+            sock.send(request(i, slo_ms=100))
+        assert set(await outcomes(sock, MANY)) <= {"deadline", "frontend_busy"}
+        await at.status(lambda status: status["in_flight_limit"] < at.frontend.settings.in_flight_max)
+        await at.status(lambda status: status["in_flight_limit"] == at.frontend.settings.in_flight_max)
+
+
+@on_loop
+async def test_time_outs_without_a_controller_say_nothing_of_services(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        sock = client(at)
+        at.controller.leave()
+        await at.models(lambda models: not models["m"]["ready"])
+        seen: set[int] = set()
+        for i in range(10):
+            sock.send(request(i, slo_ms=20))
+            assert await outcomes(sock, 1) == ["deadline"]
+            seen.add((await at.status())["in_flight_limit"])
+        assert seen == {at.frontend.settings.in_flight_max}
+
+
+@on_loop
+async def test_a_frontend_that_rests_between_readings_reads_all(tmp_path: Path, no_time: None) -> None:
+    async with mesh(tmp_path) as at:
+        sock = client(at)
+        at.controller.send(wire.IntakeLag(lag_s=10.0))
+        for i in range(4 * MANY):
+            sock.send(request(i, slo_ms=100))
+        assert set(await outcomes(sock, 4 * MANY)) <= {"deadline", "frontend_busy"}
+
+
 # -- junk -------------------------------------------------------------------------------------------------------------
 
 JUNK = [b"\xc1", b"", b"GET / HTTP/1.1", msgpack.packb({"op": "nothing", "id": 1}), msgpack.packb([1, 2])]
