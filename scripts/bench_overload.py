@@ -79,9 +79,10 @@ def rows_of(runs: dict[str, FloodRun]) -> dict[str, dict[str, float | int | None
     per_cpu = {name: run.ok_per_s / run.left_cpus for name, run in runs.items()}
     most = max(per_cpu[f"{times:g}"] for times in TIMES)
     cost_s = min(run.mesh_cpus * run.wall_s / max(run.ok, 1) for run in runs.values())
-    refusals = {
+    refusals = {  # where one load is all there is
         name: max(0.0, run.mesh_cpus * run.wall_s - run.ok * cost_s) / max(len(run.refused_ms), 1)
         for name, run in runs.items()
+        if name in {f"{times:g}" for times in TIMES}
     }
     return {
         name: {
@@ -93,8 +94,8 @@ def rows_of(runs: dict[str, FloodRun]) -> dict[str, dict[str, float | int | None
             "mesh_cpus": run.mesh_cpus,
             "frontend_cpus": run.frontend_cpus,
             "request_us": 1e6 * cost_s,
-            "refusal_us": 1e6 * refusals[name] if run.refused_ms else None,
-            "bound": max(0.0, 1.0 - len(run.refused_ms) * refusals[name] / (run.left_cpus * run.wall_s)),
+            "refusal_us": 1e6 * refusals[name] if name in refusals and run.refused_ms else None,
+            "bound": max(0.0, 1.0 - len(run.refused_ms) * refusals.get(name, 0.0) / (run.left_cpus * run.wall_s)),
             "per_cpu_relative": per_cpu[name] / most,
             "ok_p50_ms": quantile(run.ok_ms, 0.5),
             "ok_p99_ms": quantile(run.ok_ms, 0.99),
