@@ -46,12 +46,13 @@ def _may_yield() -> bool:
     not be set: it is tried first.
     """
     try:
-        before = os.sched_getscheduler(0)
+        if os.sched_getscheduler(0) != os.SCHED_OTHER:
+            return False  # somebody has chosen already
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        os.sched_setscheduler(0, before, os.sched_getparam(0))
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     except (OSError, AttributeError):  # not allowed, or not Linux
         return False
-    return before == os.SCHED_OTHER
+    return True
 
 
 class Hub:
