@@ -36,7 +36,6 @@ class ResultsPort:
         requests: RequestTable,
         completed: Callable[[Completed, float], None],
         malformed: Callable[[Call, str], None],
-        waited: Callable[[float], None],
     ) -> None:
         self._requests = requests
         self.for_nobody = 0  # outputs that came after their calls had ended: computed for nobody
@@ -45,7 +44,6 @@ class ResultsPort:
         self.losses = Losses()  # links of workers that were lost
         self._completed = completed  # called with a call that has all its outputs, and the instant of their arrival
         self._malformed = malformed  # called with a call that was sent outputs of another form, and the worker's device
-        self._waited = waited  # called with how long mail had waited until it was taken in
         self._strays = Folding()
         self._superseded = 0  # links of workers that newer ones took the place of, as far as they were counted as lost
         self._keys: dict[str, str] = {}  # {member: the key with which it has registered}, of the table
@@ -122,7 +120,6 @@ class ResultsPort:
         log.warning("results_link_lost", worker=worker, why=why)
 
     def _received(self, mail: Mail[wire.ToResults]) -> None:
-        self._waited(mail.age_s)
         frames = iter(mail.frames)
         size = sum(map(len, mail.frames)) if mail.frames else 0
         for message in mail.messages:
