@@ -176,7 +176,8 @@ class Controllers:
         link.send(self._hello())
 
     def _link_lost(self, peer: str, why: str) -> None:
-        log.warning("controller_lost", controller=peer, why=why)
+        told = log.info if self._stopped or why == LinkLoss.LEFT else log.warning
+        told("controller_lost", controller=peer, why=why)
         self.losses.lost(peer, why, time.monotonic())
         heard_s = self._known.pop(peer).heard_s
         if heard_s is not None and why in (LinkLoss.SILENT, LinkLoss.CLOSED):

@@ -180,7 +180,8 @@ class FrontendLink:
     def _lost(self, peer: str, why: str) -> None:
         given_up = self._sent.given_up - self._told_given_up
         self._told_given_up = self._sent.given_up
-        log.warning("results_link_lost", frontend=peer, why=why, unconfirmed=len(self._sent), given_up=given_up)
+        told = log.info if self._closed else log.warning
+        told("results_link_lost", frontend=peer, why=why, unconfirmed=len(self._sent), given_up=given_up)
         self._link = None
         self._transport.hub.loop.call_later(self._pauses.next(), self._open)
 

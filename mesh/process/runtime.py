@@ -99,7 +99,8 @@ class Runtime:
         return self._exit_code
 
     async def _drain(self, services: list[Service], again: asyncio.Event) -> None:
-        ends_at = time.monotonic() + self.settings.drain_s
+        began_at = time.monotonic()
+        ends_at = began_at + self.settings.drain_s
         waiting = list(services)
         while waiting and time.monotonic() < ends_at:
             waiting = [service for service in waiting if not service.drain()]
@@ -111,7 +112,7 @@ class Runtime:
                 continue
             break
         for service in waiting:
-            log.warning("not_drained", service=type(service).__name__, after_s=self.settings.drain_s)
+            log.warning("not_drained", what=type(service).__name__, after_s=round(time.monotonic() - began_at, 3))
 
 
 def begin(settings: Settings, role: str) -> Guard:
