@@ -31,6 +31,10 @@ class Controller:
     serving: set[str] = field(default_factory=set)  # refs for which it has a worker
     heard_s: float | None = None  # when something last arrived
 
+    def heard(self, now: float) -> float | None:
+        """When it was last heard. In our own process it has nothing to say while there is nothing to do."""
+        return now if self.link.in_memory and self.heard_s is not None else self.heard_s
+
 
 class Controllers:
     """Shell.
@@ -120,7 +124,7 @@ class Controllers:
         """{controller: seconds since it was heard; None: never yet}: those of the table. While none of them is there,
         also the one that was lost last.
         """
-        heard = {peer: known.heard_s for peer, known in self._known.items() if peer in self._members}
+        heard = {peer: known.heard(now) for peer, known in self._known.items() if peer in self._members}
         there = any(at is not None for at in heard.values())
         for peer in self._members if there else (*self._members, *self._silent):
             if heard.get(peer) is None:
@@ -132,7 +136,7 @@ class Controllers:
         described: list[dict[str, Any]] = []
         for peer in self._members:
             known, loss = self._known.get(peer), self.losses.of(peer)
-            heard_s = known.heard_s if known is not None else self._silent.get(peer)
+            heard_s = known.heard(now) if known is not None else self._silent.get(peer)
             described.append(
                 {
                     "peer": peer,
