@@ -231,14 +231,14 @@ class ControllerService:
         now = time.monotonic()
         if peer in self._workers:
             self._workers.discard(peer)
-            told = log.info if peer in self._leaving else log.warning
+            told = log.info if peer in self._leaving or self._transport.ending else log.warning
             told("worker_lost", worker=peer, why=why)
             self._leaving.discard(peer)
             self._order(self.scheduler.worker_lost(peer, now=now))
         elif peer in self._frontends:
             del self._frontends[peer]
             self._lagging.discard(peer)
-            told = log.info if why == LinkLoss.LEFT else log.warning
+            told = log.info if why == LinkLoss.LEFT or self._transport.ending else log.warning
             told("frontend_lost", frontend=peer, why=why)
             self.scheduler.frontend_lost(peer, now=now)
             self._tell_frontends()

@@ -180,7 +180,7 @@ class Controllers:
         link.send(self._hello())
 
     def _link_lost(self, peer: str, why: str) -> None:
-        told = log.info if self._stopped or why == LinkLoss.LEFT else log.warning
+        told = log.info if self._transport.ending or why == LinkLoss.LEFT else log.warning
         told("controller_lost", controller=peer, why=why)
         self.losses.lost(peer, why, time.monotonic())
         heard_s = self._known.pop(peer).heard_s

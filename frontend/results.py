@@ -37,6 +37,7 @@ class ResultsPort:
         completed: Callable[[Completed, float], None],
         malformed: Callable[[Call, str], None],
     ) -> None:
+        self._transport = transport
         self._requests = requests
         self.for_nobody = 0  # outputs that came after their calls had ended: computed for nobody
         self.rows_for_nobody = 0  # rows of these
@@ -117,7 +118,8 @@ class ResultsPort:
 
     def _lost(self, worker: str, why: str) -> None:
         self.losses.lost(worker, why, time.monotonic())
-        log.warning("results_link_lost", worker=worker, why=why)
+        told = log.info if self._transport.ending else log.warning
+        told("results_link_lost", worker=worker, why=why)
 
     def _received(self, mail: Mail[wire.ToResults]) -> None:
         frames = iter(mail.frames)

@@ -167,7 +167,7 @@ class WorkerService:
         )
 
     def _controller_lost(self, peer: str, why: str) -> None:
-        told = log.info if self._draining else log.warning
+        told = log.info if self._transport.ending else log.warning
         told("controller_lost", controller=peer, why=why)
         self._controller = None
         if not self._draining:

@@ -87,6 +87,7 @@ class Runtime:
         gc.collect()
         gc.freeze()
         await asked.wait()
+        self.transport.ending = True
         await self._drain(services, again)
         self.hub.schedule_turn()
         await asyncio.sleep(0)  # one turn, so that the last results leave
