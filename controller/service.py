@@ -64,6 +64,7 @@ class ControllerService:
         self._broker = broker or (settings.broker_address,)
         self._registrar: Registrar | None = None
         self._alarm: Alarm | None = None
+        self._leaving: set[str] = set()  # workers that said goodbye, and end what they have
         self._workers: set[str] = set()  # members that said a worker's Hello, and are not lost
         self._frontends: dict[str, tuple[str, ...]] = {}  # {frontend: where it takes outputs}
         self._lagging: set[str] = set()  # frontends that were told so
@@ -193,6 +194,7 @@ class ControllerService:
             self._early[peer] = hello
             return
         self._workers.add(peer)
+        self._leaving.discard(peer)
         self._port.send(peer, wire.Welcome(controller=self._id))
         self._port.send(peer, wire.Frontends(results=dict(self._frontends)))
         self._order(self.scheduler.worker_joined(hello, now=now))
@@ -219,6 +221,7 @@ class ControllerService:
         """A peer said goodbye. A worker first ends what it has."""
         if peer in self._workers:
             log.info("worker_leaves", worker=peer)
+            self._leaving.add(peer)
             self._order(self.scheduler.worker_leaving(peer))
             self._port.send(peer, wire.Goodbye())  # behind the last order: it may go when that is done
         else:
@@ -229,12 +232,15 @@ class ControllerService:
         self._early.pop(peer, None)
         if peer in self._workers:
             self._workers.discard(peer)
-            log.warning("worker_lost", worker=peer, why=why)
+            told = log.info if peer in self._leaving or self._transport.ending else log.warning
+            told("worker_lost", worker=peer, why=why)
+            self._leaving.discard(peer)
             self._order(self.scheduler.worker_lost(peer, now=now))
         elif peer in self._frontends:
             del self._frontends[peer]
             self._lagging.discard(peer)
-            log.warning("frontend_lost", frontend=peer, why=why)
+            told = log.info if why == LinkLoss.LEFT or self._transport.ending else log.warning
+            told("frontend_lost", frontend=peer, why=why)
             self.scheduler.frontend_lost(peer, now=now)
             self._tell_frontends()
         self._monitoring.lost(peer)

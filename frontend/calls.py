@@ -52,12 +52,7 @@ class ModelCalls:
         self._tell_applications = tell_applications
         self.window = Window(self._requests.in_flight_max)
         self.results = ResultsPort(
-            runtime.transport,
-            hello().member,
-            self._requests,
-            self._answer_ok,
-            self._outputs_malformed,
-            self.window.heard,
+            runtime.transport, hello().member, self._requests, self._answer_ok, self._outputs_malformed
         )
         self.controllers = Controllers(
             runtime.transport,
@@ -118,6 +113,8 @@ class ModelCalls:
     def expire(self, now: float) -> None:
         """Calls whose deadline has passed are answered."""
         for given_up in self._evaluations.expire(now):
+            if given_up.reached:
+                self.window.heard(given_up.call.deadline_s - given_up.call.received_s)
             self.drop(given_up.needless, RequestOutcome.TIMED_OUT)
             text = "no answer came within the budget" if given_up.reached else "no controller could be reached"
             self._answer_error(given_up.call, AnswerStatus.TIMED_OUT, ErrorCode.DEADLINE, text)
@@ -173,6 +170,7 @@ class ModelCalls:
 
     def _answer_ok(self, completed: Completed, now: float) -> None:
         call = completed.call
+        self.window.heard(now - call.received_s - completed.predicted_s)
         outputs = completed.outputs()
         current = self._targets.current(call.ref, call.spec)
         for waited in self._evaluations.succeeded(completed, outputs, current):

@@ -32,6 +32,10 @@ class Controller:
     heard_s: float | None = None  # when something last arrived
     lag_s: float = 0.0  # how long our mail waits there, as it said last; it says so until that is short
 
+    def heard(self, now: float) -> float | None:
+        """When it was last heard. In our own process it has nothing to say while there is nothing to do."""
+        return now if self.link.in_memory and self.heard_s is not None else self.heard_s
+
 
 class Controllers:
     """Shell.
@@ -121,7 +125,7 @@ class Controllers:
         """{controller: seconds since it was heard; None: never yet}: those of the table. While none of them is there,
         also the one that was lost last.
         """
-        heard = {peer: known.heard_s for peer, known in self._known.items() if peer in self._members}
+        heard = {peer: known.heard(now) for peer, known in self._known.items() if peer in self._members}
         there = any(at is not None for at in heard.values())
         for peer in self._members if there else (*self._members, *self._silent):
             if heard.get(peer) is None:
@@ -133,7 +137,7 @@ class Controllers:
         described: list[dict[str, Any]] = []
         for peer in self._members:
             known, loss = self._known.get(peer), self.losses.of(peer)
-            heard_s = known.heard_s if known is not None else self._silent.get(peer)
+            heard_s = known.heard(now) if known is not None else self._silent.get(peer)
             described.append(
                 {
                     "peer": peer,
@@ -177,7 +181,8 @@ class Controllers:
         link.send(self._hello())
 
     def _link_lost(self, peer: str, why: str) -> None:
-        log.warning("controller_lost", controller=peer, why=why)
+        told = log.info if self._transport.ending or why == LinkLoss.LEFT else log.warning
+        told("controller_lost", controller=peer, why=why)
         self.losses.lost(peer, why, time.monotonic())
         gone = self._known.pop(peer)
         heard_s = gone.heard_s

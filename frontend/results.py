@@ -36,8 +36,8 @@ class ResultsPort:
         requests: RequestTable,
         completed: Callable[[Completed, float], None],
         malformed: Callable[[Call, str], None],
-        waited: Callable[[float], None],
     ) -> None:
+        self._transport = transport
         self._requests = requests
         self.for_nobody = 0  # outputs that came after their calls had ended: computed for nobody
         self.rows_for_nobody = 0  # rows of these
@@ -45,7 +45,6 @@ class ResultsPort:
         self.losses = Losses()  # links of workers that were lost
         self._completed = completed  # called with a call that has all its outputs, and the instant of their arrival
         self._malformed = malformed  # called with a call that was sent outputs of another form, and the worker's device
-        self._waited = waited  # called with how long mail had waited until it was taken in
         self._strays = Folding()
         self._superseded = 0  # links of workers that newer ones took the place of, as far as they were counted as lost
         self._keys: dict[str, str] = {}  # {member: the key with which it has registered}, of the table
@@ -119,10 +118,10 @@ class ResultsPort:
 
     def _lost(self, worker: str, why: str) -> None:
         self.losses.lost(worker, why, time.monotonic())
-        log.warning("results_link_lost", worker=worker, why=why)
+        told = log.info if self._transport.ending else log.warning
+        told("results_link_lost", worker=worker, why=why)
 
     def _received(self, mail: Mail[wire.ToResults]) -> None:
-        self._waited(mail.age_s)
         frames = iter(mail.frames)
         size = sum(map(len, mail.frames)) if mail.frames else 0
         for message in mail.messages:

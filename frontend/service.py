@@ -132,7 +132,8 @@ class FrontendService:
         return waiting == 0
 
     def stop(self) -> None:
-        """Answers all open requests, and says goodbye to every peer."""
+        """Answers all open requests, and those that have not been looked at, and says goodbye to every peer."""
+        self._draining = True
         self._applications.stop()
         text = "the frontend is being stopped"
         for client, header in self._clients.waiting():
@@ -379,7 +380,9 @@ class FrontendService:
 
     def _turn(self, now: float) -> None:
         assert self._alarm is not None
-        self._calls.window.turn(len(self._requests), now)
+        window = self._calls.window
+        window.turn(len(self._requests), now)
+        self._clients.strained = window.limit < window.calls_max
         self._alarm.by(self._requests.wake_at())
         self._alarm.by(self._early.wake_at())
         self._alarm.by(self._applications.wake_at())

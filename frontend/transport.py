@@ -30,11 +30,13 @@ LARGE_BYTES = REQUESTS_QUEUED_BYTES // REQUESTS_QUEUED_MAX  # of a message
 LARGE_S = 10.0  # so long after a large message others are expected
 SLICE_S = 0.004  # messages are processed for so long; then other sockets and timers get a turn
 READ_S, WORK_S = 0.004, 0.0015  # the same where they wait: for reading, or refusing; then for processing
+REST_S = 0.002  # from one reading to the next, while services need the processors to serve what was let in
 CHARGED_S = 0.015  # what may have waited for less, before it was read, is taken for new: an answer may be 20 ms late
 LOOK_EVERY = 32  # messages that are read between two looks at the clock
 INFINITE = float("inf")
 INBOX_MAX = 8192  # messages of all clients that were read and wait
 UNSEEN_S = 0.005  # if it is so long ago that the socket was seen empty, it is looked at again at the end of a turn
+LAST_MAX = 2 * INBOX_MAX  # messages that are read at the end, to be refused
 NEWS_S = 0.001  # what is known of the time that this thread has not slept may be so old
 CLIENT_BYTES_MAX = 32 << 20  # waiting here for one client; what exceeds it is dropped, and counted
 BYTES_MAX = 256 << 20  # waiting here for all clients
@@ -114,6 +116,10 @@ class ClientPort:
         self._largest = 0  # bytes of the largest message of late, if that is more than LARGE_BYTES; else 0
         self._relaxing: asyncio.TimerHandle | None = None  # set while that is so
         self._has_read = False  # the last time; then what waits is worked off, the next time
+        self.strained = (
+            False  # services are behind: more is read, and refused, only after a rest; TCP holds senders back
+        )
+        self._resting: asyncio.TimerHandle | None = None  # set while nothing is read
         self._closing: set[bytes] = set()  # identities of connections that are being closed: they are not heard
         self._told_s = float("-inf")  # when disconnections were last told
         self.expelled = 0  # connections that were closed because of what they sent
@@ -204,10 +210,18 @@ class ClientPort:
         return self._inbox.bytes_held
 
     def waiting(self) -> Iterator[tuple[ClientId, bytes]]:
-        """(client, header) of all messages that wait for their turn; each waits no more once it is given."""
+        """(client, header) of all messages that wait, for their turn or to be read, in the order of each client's.
+
+        Each waits no more once it is given. What comes as fast as it is read ends after LAST_MAX.
+        """
         while (taken := self._inbox.take()) is not None:
             client, message = taken
             yield client, message.header
+        for _ in range(LAST_MAX):
+            unread = None if self._sock is None else self._next(self._sock)
+            if unread is None:
+                return
+            yield unread[0], unread[1]
 
     def is_drawn(self, identity: bytes) -> bool:
         """Whether ZeroMQ gave the connection its identity: then it says nothing of the client."""
@@ -288,6 +302,9 @@ class ClientPort:
         if self._relaxing is not None:
             self._relaxing.cancel()
             self._relaxing = None
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
         if self._flushing is not None:
             self._flushing.cancel()
             self._flush()
@@ -312,6 +329,10 @@ class ClientPort:
             return False
         now = time.monotonic()
         arrived_s = self._arrived_s(now)
+        if self._resting is not None:
+            if self._inbox:
+                self._work_off()
+            return bool(self._inbox)
         if not self._inbox:
             ends_s = now + SLICE_S
             began_s, old = now, now - arrived_s > TARGET_S
@@ -336,7 +357,14 @@ class ClientPort:
             return True
         self._has_read = True
         self._read_on(sock, arrived_s, now)
+        if self.strained:
+            self._resting = self._hub.loop.call_later(REST_S, self._rested, sock)
+            return bool(self._inbox)
         return True
+
+    def _rested(self, sock: "zmq.Socket[bytes]") -> None:
+        self._resting = None
+        self._hub.read_again(sock)
 
     def _read_on(self, sock: "zmq.Socket[bytes]", arrived_s: float, now: float) -> None:
         """Reads what has arrived, for a while, so that it is known how long it waits. What finds no room is refused."""

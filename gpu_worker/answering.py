@@ -180,7 +180,10 @@ class FrontendLink:
     def _lost(self, peer: str, why: str) -> None:
         given_up = self._sent.given_up - self._told_given_up
         self._told_given_up = self._sent.given_up
-        log.warning("results_link_lost", frontend=peer, why=why, unconfirmed=len(self._sent), given_up=given_up)
+        unheard = self._link is not None and self._link.heard_s is None
+        expected = self._transport.ending or (unheard and self._addresses is None)  # we end, or it has ended
+        told = log.info if expected else log.warning
+        told("results_link_lost", frontend=peer, why=why, unconfirmed=len(self._sent), given_up=given_up)
         self._link = None
         self._transport.hub.loop.call_later(self._pauses.next(), self._open)
 

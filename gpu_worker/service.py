@@ -167,7 +167,8 @@ class WorkerService:
         )
 
     def _controller_lost(self, peer: str, why: str) -> None:
-        log.warning("controller_lost", controller=peer, why=why)
+        told = log.info if self._transport.ending else log.warning
+        told("controller_lost", controller=peer, why=why)
         self._controller = None
         if not self._draining:
             pause = self._pauses.next()

@@ -104,10 +104,12 @@ class Observer:
         broker = self._refresh()
         frontends = self._ask_frontends(models)
         if not broker and not self._members and not frontends:
-            why = f"{self._why}; " if self._why else ""
+            address = self._settings.frontend_address
+            if self._why:  # it says what to do
+                raise NoMesh(f"no frontend answers at {address}, and {self._why}")
             raise NoMesh(
-                f"nobody answers: {why}no broker at {self._settings.broker_address}, no frontend at "
-                f"{self._settings.frontend_address}; is the mesh up? (gearmesh up)"
+                f"nobody answers: no broker at {self._settings.broker_address}, no frontend at {address}; is the mesh "
+                "up? (gearmesh up)"
             )
         view = View(time.monotonic(), broker, self._epoch, self._members, why=self._why)
         for status, described in frontends:

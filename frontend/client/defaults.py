@@ -45,7 +45,8 @@ def read_keys(folder: Path) -> CurveKeys:
 
     own = next((name for name in ("own", "client") if (folder / f"{name}.key_secret").exists()), "mesh")
     try:
-        public, secret = zmq.auth.load_certificate(folder / f"{own}.key_secret")
+        with (folder / f"{own}.key_secret").open("rb") as file:  # pyzmq would say of a missing file that it is invalid
+            public, secret = zmq.auth.load_certificate(file.name)
         server = public if own == "mesh" else zmq.auth.load_certificate(folder / "mesh.key")[0]
         if secret is None:
             raise ValueError("the file holds no secret key")

@@ -1,11 +1,13 @@
 """How many calls may be open while the services behind the frontend are behind. Pure.
 
-A controller or a frontend that gets more than it can take in answers everything late, and does all of the work for it.
-What shows that is how long mail between services waits until it is taken in. If all mail of INTERVAL_S waited longer
-than LAG_BUDGETS of the mean budget, and LAG_S, fewer calls may be open: SHRINK times those that are. If not, more,
-until there is no limit but GEARMESH_IN_FLIGHT_MAX. Source: Chiu and Jain, "Analysis of the Increase and Decrease
-Algorithms for Congestion Avoidance", Computer Networks 17, 1989; the least wait of an interval: Nichols and Jacobson,
-"Controlling Queue Delay", ACM Queue 10(5), 2012.
+A controller, a worker or a frontend that gets more than it can take in answers everything late, and does all of the
+work for it. What shows that is how much later answers come than admission predicted, as it does not know how long mail
+waits between processes. If all answers of INTERVAL_S came later by more than LAG_BUDGETS of the mean budget, and LAG_S,
+or mail waited for as long at a controller, fewer calls may be open: SHRINK times those that were. If not, more, until
+there is no limit but GEARMESH_IN_FLIGHT_MAX. A call that ends in a time-out came later by its budget.
+
+Source: Chiu and Jain, "Analysis of the Increase and Decrease Algorithms for Congestion Avoidance", Computer Networks
+17, 1989; the least wait of an interval: Nichols and Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012.
 """
 
 from dataclasses import dataclass
@@ -24,7 +26,8 @@ class Window:
     calls_max: int
     limit: int = 0
     budget_s: float = 0.1  # the mean of the latest calls
-    _least_s: float = float("inf")  # wait of results in this interval
+    _least_s: float = float("inf")  # by which an answer came later than predicted, in this interval
+    _most: int = 0  # open calls in this interval
     _told_s: float = 0.0  # wait of our mail at a controller, when it last told
     _ends_s: float = 0.0  # of this interval
 
@@ -45,17 +48,19 @@ class Window:
         self._told_s = lag_s
 
     def heard(self, lag_s: float) -> None:
-        """Results came, having waited so long."""
+        """An answer came so much later than predicted."""
         if lag_s < self._least_s:
             self._least_s = lag_s
 
     def turn(self, calls: int, now: float) -> None:
         """So many calls are open: once an interval is over, it is decided how many may be in the next one."""
+        if calls > self._most:
+            self._most = calls
         if now < self._ends_s:
             return
         heard_s = self._least_s if self._least_s < float("inf") else 0.0
         if max(heard_s, self._told_s) > max(LAG_S, LAG_BUDGETS * self.budget_s):
-            self.limit = max(min(CALLS_MIN, self.calls_max), int(SHRINK * min(self.limit, calls)))
+            self.limit = max(min(CALLS_MIN, self.calls_max), int(SHRINK * min(self.limit, self._most)))
         elif self.limit < self.calls_max:
             self.limit = min(self.calls_max, int(GROW * self.limit) + GROW_CALLS)
-        self._least_s, self._ends_s = float("inf"), now + INTERVAL_S
+        self._least_s, self._most, self._ends_s = float("inf"), calls, now + INTERVAL_S

@@ -67,7 +67,12 @@ class Keys:
                 f"others can use {file} (mode {stat.S_IMODE(mode):o}): remove it and start every process of the mesh "
                 "again, which makes a new one; where the disk knows no modes, set GEARMESH_DATA_DIR to another one"
             )
-        public, secret = _pair(file)
+        try:
+            public, secret = _pair(file)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}: remove it and start every process of the mesh again, which makes a new one"
+            ) from error
         return cls(folder, public, public, secret, secret, local=True)
 
     @staticmethod
@@ -115,14 +120,19 @@ class Keys:
 
 
 def _pair(file: Path) -> tuple[bytes, bytes]:
-    public, secret = zmq.auth.load_certificate(file)
+    public, secret = _certificate(file)
     if secret is None:
         raise ValueError(f"{file} holds no secret key")
     return public, secret
 
 
 def _public(file: Path) -> bytes:
-    return zmq.auth.load_certificate(file)[0]
+    return _certificate(file)[0]
+
+
+def _certificate(file: Path) -> tuple[bytes, bytes | None]:
+    with file.open("rb"):  # raises what is wrong; pyzmq would say of a missing file that it is invalid
+        return zmq.auth.load_certificate(file)
 
 
 def _make_local(file: Path) -> None:

@@ -90,7 +90,8 @@ class Registrar:
 
     def _lost(self, peer: str, why: str) -> None:
         if self.table is not None and not self._stopped:
-            log.warning("broker_lost", why=why, epoch=self.table.epoch, advice="serving goes on with the last table")
+            told = log.info if self._transport.ending else log.warning
+            told("broker_lost", why=why, epoch=self.table.epoch, advice="serving goes on with the last table")
         self._link = None
         pause = self._pauses.next()
         self._transport.hub.loop.call_later(max(pause, KEY_AGAIN_S) if why in KEY_LOSSES else pause, self._open)

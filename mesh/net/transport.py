@@ -131,6 +131,7 @@ class Transport:
         self._memory: dict[str, Listener] = {}  # {name: port that can be reached in memory}
         self._encoder = msgspec.msgpack.Encoder()
         self.silence_s_max = silence_s_max
+        self.ending = False  # this process was asked to end: peers that end, too, are no reason for a warning
         self._full = False  # whether, in the last flush, a peer had no room for what was sent to it
         self._retry_s = RETRY_S  # how long to wait before the next try
         self._retry: asyncio.TimerHandle | None = None

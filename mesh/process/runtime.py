@@ -87,6 +87,7 @@ class Runtime:
         gc.collect()
         gc.freeze()
         await asked.wait()
+        self.transport.ending = True
         await self._drain(services, again)
         self.hub.schedule_turn()
         await asyncio.sleep(0)  # one turn, so that the last results leave
@@ -99,7 +100,8 @@ class Runtime:
         return self._exit_code
 
     async def _drain(self, services: list[Service], again: asyncio.Event) -> None:
-        ends_at = time.monotonic() + self.settings.drain_s
+        began_at = time.monotonic()
+        ends_at = began_at + self.settings.drain_s
         waiting = list(services)
         while waiting and time.monotonic() < ends_at:
             waiting = [service for service in waiting if not service.drain()]
@@ -111,7 +113,7 @@ class Runtime:
                 continue
             break
         for service in waiting:
-            log.warning("not_drained", service=type(service).__name__, after_s=self.settings.drain_s)
+            log.warning("not_drained", what=type(service).__name__, after_s=round(time.monotonic() - began_at, 3))
 
 
 def begin(settings: Settings, role: str) -> Guard:

@@ -162,6 +162,9 @@ class Settings(BaseModel):
         if self.keys_dir:
             try:
                 return Keys.read(Path(self.keys_dir))
+            except FileNotFoundError as error:
+                told = f"there is no {error.filename}; `gearmesh keys {self.keys_dir}` makes a folder of keys"
+                raise SettingsError([f"keys_dir={self.keys_dir}: {told}"]) from error
             except (OSError, ValueError) as error:
                 raise SettingsError([f"keys_dir={self.keys_dir}: no usable keys there: {error}"]) from error
         if self.host not in LOOPBACK:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from scripts import ROOT
 
-console = Console(width=None if sys.stdout.isatty() else 140, stderr=False)
+console = Console(width=None if sys.stdout.isatty() else 170, stderr=False)
 
 
 def start(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":

@@ -12,6 +12,7 @@ from gpu_worker.service import CONTROLLER
 from mesh import wire
 from mesh.codes import AnswerStatus, ErrorCode
 from mesh.net.links import Link
+from mesh.roles import PortKind
 from tests.controller.core.controller_builders import TEN_MS, hello, prepared
 from tests.loops import Told, on_loop
 from tests.mesh.net.brokers import Broker, package
@@ -37,7 +38,7 @@ class Stage:
 
     def _link(self, name: str, decoder: Any, mail: Told) -> "Link[Any, Any]":
         runtime = self.made.runtime()
-        return Link(runtime.transport, name, "controller-1", decoder, mail, Told()).call(self.service.addresses)
+        return Link(runtime.transport, name, self.service.member, decoder, mail, Told()).call(self.service.addresses)
 
     async def begin(self) -> None:
         """Everybody knows everybody."""
@@ -52,8 +53,8 @@ class Stage:
         link.transport.hub.schedule_turn()
 
     def stranger(self, name: str) -> "zmq.Socket[bytes]":
-        """A socket that may send anything."""
-        sock = self.made.bare(zmq.DEALER, name)
+        """A socket of somebody with the keys of the mesh, which may send anything."""
+        sock = self.made.insider(zmq.DEALER, name, PortKind.CONTROL, self.service.member)
         sock.connect(self.service.addresses[-1])
         return sock
 

@@ -24,10 +24,10 @@ async def test_a_frontend_whose_mail_waits_is_told_for_how_long_and_once_when_it
         service.start()
         mail, held = Told(), [False]
         link: Link[wire.FromControllerToFrontend, wire.ToController] = Link(
-            made.runtime().transport, "frontend-1", "controller-1", FROM_CONTROLLER, mail, Told()
+            made.runtime().transport, "frontend-1", service.member, FROM_CONTROLLER, mail, Told()
         )
         link.call(service.addresses)
-        link.send(wire.FrontendHello(member="frontend-1", host="here", results=()))
+        link.send(wire.FrontendHello(member="frontend-1", host="here", results=("tcp://127.0.0.1:1",)))
         await mail.until(lambda mails: _told(mails, wire.Serving))
 
         def flushed() -> None:

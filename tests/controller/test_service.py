@@ -1,8 +1,12 @@
 """controller/service.py: a real controller beside a real broker; the worker is the test."""
 
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import pytest
+import structlog
 
 from controller.service import ControllerService
 from gpu_worker.service import CONTROLLER
@@ -76,6 +80,48 @@ async def test_a_worker_that_comes_before_the_broker_and_leaves_before_it_has_no
             link.close()
         service.stop()
         again.stop()
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+@on_loop
+async def test_a_loss_is_a_warning_unless_the_member_said_that_it_leaves(tmp_path: Path, leaves: bool) -> None:
+    async with processes(heartbeat_ms=20.0) as made:
+        broker = Broker(made, tmp_path)
+        runtime = made.runtime(data_dir=tmp_path / "data", controller_port=0, broker_port=broker.number)
+        service = ControllerService(runtime)
+        turns = Told()
+        runtime.hub.on_turn(turns)
+        with structlog.testing.capture_logs() as lines:
+            service.start()
+            await turns.until(lambda _: _logged(lines, "shard"))
+            mails = {name: Told() for name in ("w1", "frontend-1")}
+            links: dict[str, Link[wire.FromControllerToWorker, wire.ToController]] = {
+                name: Link(made.runtime().transport, name, service.member, CONTROLLER, mail, Told())
+                for name, mail in mails.items()
+            }
+            links["w1"].call(service.addresses).send(hello("w1"))
+            links["frontend-1"].call(service.addresses).send(
+                wire.FrontendHello(member="frontend-1", host="h", results=("tcp://127.0.0.1:9",))
+            )
+            for link in links.values():
+                link.transport.hub.schedule_turn()
+            await turns.until(lambda _: _logged(lines, "worker_joined") and _logged(lines, "frontend_joined"))
+            if leaves:
+                for link in links.values():
+                    link.send(wire.Goodbye())
+                    link.transport.hub.schedule_turn()
+                await mails["w1"].until(lambda mail: _has(mail, wire.Goodbye))
+            for link in links.values():
+                link.close(200)
+            await turns.until(lambda _: _logged(lines, "worker_lost") and _logged(lines, "frontend_lost"))
+            levels = {_logged(lines, event)[0]["log_level"] for event in ("worker_lost", "frontend_lost")}
+            assert levels == {"info" if leaves else "warning"}
+            service.stop()
+            broker.stop()
+
+
+def _logged(lines: Sequence[MutableMapping[str, Any]], event: str) -> list[MutableMapping[str, Any]]:
+    return [line for line in lines if line["event"] == event]
 
 
 def _has(mails: list[object], kind: type) -> bool:

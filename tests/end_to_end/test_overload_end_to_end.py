@@ -11,7 +11,7 @@ import pytest
 from frontend.client.async_client import AsyncClient
 from gearmesh.operations.meshes import Mesh
 from scripts.rigs.checkouts import HeldMesh
-from scripts.rigs.flood_runs import Load, run_loads
+from scripts.rigs.flood_runs import Load, processors, run_loads
 from scripts.rigs.meshes import emulated_device, emulated_model, run_with_mesh
 
 pytestmark = pytest.mark.end_to_end
@@ -31,7 +31,7 @@ def test_in_a_flood_and_beside_junk_every_request_is_answered_once_and_clients_a
         async with AsyncClient(running.address) as client:
             await client.infer("noop", X)
             loads = [Load("flood", FLOOD_PER_S, model="noop", floats=FLOATS), Load("junk", JUNK_PER_S, junk=True)]
-            flood = (await run_loads(held(running), loads, SECONDS))["flood"]
+            flood = (await run_loads(held(running), loads, SECONDS, processors()))["flood"]
             assert (flood.unanswered, flood.doubled) == (0, 0)
             assert set(flood.outcomes) <= {
                 "ok", "rejected frontend_busy", "rejected frontend_full", "rejected deadline", "rejected overload",

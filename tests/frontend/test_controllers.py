@@ -1,5 +1,7 @@
 """frontend/controllers.py: which controllers a frontend is linked to while they come and go at one address."""
 
+import time
+
 from frontend.controllers import Controllers
 from mesh import wire
 from tests.loops import Told, on_loop
@@ -89,3 +91,23 @@ async def test_mail_waits_as_long_as_where_it_waits_longest_and_nowhere_once_tha
         second.port.transport.hub.schedule_turn()
         await lags.count(4)
         assert lags.items == [0.5, 0.5, 0.1, 0.0]
+
+
+@on_loop
+async def test_a_controller_in_this_process_is_not_silent_while_there_is_nothing_to_say() -> None:
+    async with processes() as made:
+        here = made.runtime()
+        controllers = Controllers(here.transport, lambda: HELLO, Told(), Told(), Told(), Told(), lambda: None)
+        listening = made.port(here)
+        controllers.table_changed(table("controller-1", ("controller-1", listening.addresses)))
+        assert controllers.heard_ago(time.monotonic()) == {"controller-1": None}
+        await listening.messages(1)
+        listening.port.send("frontend-1", wire.Serving(added=("m:1",), removed=(), controller="controller-1"))
+        turns = Told()
+        here.hub.on_turn(turns)
+        here.hub.schedule_turn()
+        await turns.until(lambda _: controllers.serves("m", "m:1"))
+        later = time.monotonic() + 100.0
+        assert controllers.heard_ago(later) == {"controller-1": 0.0}
+        (link,) = controllers.describe(later)
+        assert (link["up"], link["heard_ago_s"]) == (True, 0.0)

@@ -149,3 +149,8 @@ def test_a_service_raises_its_limit_as_far_as_it_may(soft: int, hard: int) -> No
     )
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert told.stdout.split() == [str(hard), str(hard)]
+
+
+def _connected_now(client: Client) -> int:
+    status = client.call("status", timeout_s=10.0)
+    return int(status["connections"]) - int(status["disconnections"])

@@ -35,11 +35,11 @@ async def test_a_source_counts_from_those_who_may_name_one(tmp_path: Path, role:
     async with processes() as made:
         numbers = Told()
 
-        def heard(client: ClientId, header: bytes, frames: Any) -> None:
+        def heard(client: ClientId, header: bytes, frames: Any, arrived_s: float) -> None:
             asked = [InferRequest(id=1, inputs=[], model="m", source=source) for source in ("red", "blue", "red")]
             numbers([suspects.number(client, request) for request in asked])
 
-        port = ClientPort(made.runtime(keys_dir=str(tmp_path / "keys")).hub, heard)
+        port = ClientPort(made.runtime(keys_dir=str(tmp_path / "keys")).hub, heard, lambda *_: True)
         suspects = Suspects(port)
         calling(made, own, port.listen("127.0.0.1", 0, SIZE_MAX))
         ((red, blue, again),) = await numbers.count(1)  # from its first message on
@@ -54,7 +54,7 @@ async def test_a_revoked_clients_connection_ends_and_others_do_not(tmp_path: Pat
     alice, bob = (add_key(tmp_path / "keys", name, (Role.CLIENT,)) for name in ("alice", "bob"))
     async with processes() as made:
         heard, gone = Told(), Told()
-        port = ClientPort(made.runtime(keys_dir=str(tmp_path / "keys")).hub, heard, gone)
+        port = ClientPort(made.runtime(keys_dir=str(tmp_path / "keys")).hub, heard, lambda *_: True, gone)
         address = port.listen("127.0.0.1", 0, SIZE_MAX)
         of_alice, of_bob = (calling(made, own, address) for own in (alice, bob))
         clients = {client for client, *_ in await heard.count(2)}
@@ -66,7 +66,7 @@ async def test_a_revoked_clients_connection_ends_and_others_do_not(tmp_path: Pat
         of_alice.disable_monitor()
         monitor.close(0)
         of_bob.send(b"again")
-        client, header, _ = (await heard.count(3))[2]
+        client, header, *_ = (await heard.count(3))[2]
         assert (header, client == left) == (b"again", False)
         assert port.connections_refused == 1
         port.close()

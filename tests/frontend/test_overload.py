@@ -101,6 +101,19 @@ async def test_a_cancel_is_never_refused(tmp_path: Path, no_time: None, monkeypa
 
 
 @on_loop
+async def test_at_the_end_what_waits_is_answered_too(tmp_path: Path, no_time: None) -> None:
+    async with mesh(tmp_path) as at:
+        sock = client(at)
+        for i in range(100):
+            sock.send(request(i, slo_ms=60_000))
+        await at.status(lambda status: status["requests_waiting"] + status["in_flight"] == 100)  # all have been read
+        at.stop_frontend()
+        answers = [await hear(sock) for _ in range(100)]
+        assert {answer["error"]["code"] for answer in answers} == {"stopping"}
+        assert {answer["id"] for answer in answers} == set(range(100))
+
+
+@on_loop
 async def test_one_client_leaves_room_for_another_where_requests_are_bounded(tmp_path: Path) -> None:
     async with mesh(tmp_path, in_flight_max=10) as at:
         greedy, honest = client(at), client(at)
@@ -146,6 +159,41 @@ async def test_a_frontend_whose_controller_is_behind_lets_fewer_in_until_it_is_n
         await at.controller.wait(wire.Submit, MANY + 2)
         at.finish(*submits)
         assert await outcomes(sock, MANY) == ["ok"] * MANY
+
+
+@on_loop
+async def test_time_outs_show_that_services_are_behind(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        sock = client(at)
+        for i in range(MANY):
+            sock.send(request(i, slo_ms=100))
+        assert set(await outcomes(sock, MANY)) <= {"deadline", "frontend_busy"}
+        await at.status(lambda status: status["in_flight_limit"] < at.frontend.settings.in_flight_max)
+        await at.status(lambda status: status["in_flight_limit"] == at.frontend.settings.in_flight_max)
+
+
+@on_loop
+async def test_time_outs_without_a_controller_say_nothing_of_services(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        sock = client(at)
+        at.controller.leave()
+        await at.models(lambda models: not models["m"]["ready"])
+        seen: set[int] = set()
+        for i in range(10):
+            sock.send(request(i, slo_ms=20))
+            assert await outcomes(sock, 1) == ["deadline"]
+            seen.add((await at.status())["in_flight_limit"])
+        assert seen == {at.frontend.settings.in_flight_max}
+
+
+@on_loop
+async def test_a_frontend_that_rests_between_readings_reads_all(tmp_path: Path, no_time: None) -> None:
+    async with mesh(tmp_path) as at:
+        sock = client(at)
+        at.controller.send(wire.IntakeLag(lag_s=10.0))
+        for i in range(4 * MANY):
+            sock.send(request(i, slo_ms=100))
+        assert set(await outcomes(sock, 4 * MANY)) <= {"deadline", "frontend_busy"}
 
 
 # -- junk -------------------------------------------------------------------------------------------------------------

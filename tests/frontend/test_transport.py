@@ -102,6 +102,34 @@ async def test_every_client_gets_its_own_answers() -> None:
         assert [sock.recv() for sock in socks] == [b"00", b"11", b"22"]
 
 
+@on_loop
+async def test_what_was_not_read_yet_can_be_had_at_the_end_in_order_and_only_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "SLICE_S", 0.0)
+    async with processes() as made:
+        listening = Listening(made)
+        socks = [client(made, listening) for _ in range(3)]
+        for sock in socks:
+            sock.send(b"first")
+        await listening.messages(3)
+        heard = len(listening.said.items)
+        for i in range(200):  # the loop does not go on meanwhile: nobody reads them
+            for sock in socks:
+                sock.send(b"%d" % i)
+        found: dict[bytes, list[bytes]] = {}
+        ends_s = time.monotonic() + LIMIT_S
+        while sum(map(len, found.values())) < 600 and time.monotonic() < ends_s:
+            for who, header in listening.port.waiting():
+                found.setdefault(who.identity, []).append(header)
+                listening.port.answer(who, header)
+        assert list(found.values()) == [[b"%d" % i for i in range(200)]] * 3
+        assert len(listening.said.items) == heard
+        assert [sock.recv() for sock in socks] == [b"0"] * 3
+        await listening.until(lambda: True)
+        assert len(listening.said.items) == heard
+
+
 @pytest.mark.parametrize("frames", [[b"x" * SIZE_MAX], [b"x", b"y" * SIZE_MAX]])
 @on_loop
 async def test_a_frame_of_the_largest_size_is_taken(frames: list[bytes]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from msgspec.structs import replace
 
 from frontend.core.requests import Call, Completed, RequestTable
@@ -167,6 +168,27 @@ async def test_a_worker_that_leaves_is_no_lost_link() -> None:
         links.close()
         await frontend.until(lambda: frontend.port.describe([], 0.0) == [])
         assert frontend.port.losses.total == 0
+
+
+@pytest.mark.parametrize("ending", [False, True])
+@on_loop
+async def test_a_lost_link_is_a_warning_unless_the_process_is_ending(ending: bool) -> None:
+    async with processes(**BRISK) as made:
+        frontend = Frontend(made)
+        runtime = made.runtime()
+        links = worker(made, frontend, runtime=runtime)
+        links.send(job({"frontend-1": frontend.opens(1)}))
+        await frontend.done.count(1)
+        runtime.transport.ending = ending
+        turns = Told()
+        runtime.hub.on_turn(turns)
+        with structlog.testing.capture_logs() as lines:
+            frontend.port.close()
+            await turns.until(lambda _: [line for line in lines if line["event"] == "results_link_lost"])
+        assert {line["log_level"] for line in lines if line["event"] == "results_link_lost"} == {
+            "info" if ending else "warning"
+        }
+        links.close()
 
 
 @on_loop

@@ -1,6 +1,6 @@
 """Members and whether they are well."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from rich.table import Table
@@ -31,17 +31,17 @@ def _members(view: View) -> Iterator[tuple[str, str, str, Health, str]]:
     named = {member.id for member in view.members}
     for controller, seconds in view.silent.items():
         if controller not in named:  # the broker has given it up
-            yield controller, "controller", "", _silent(seconds), ""
+            yield controller, "controller", "", _silent(view, seconds), ""
     for member in view.members:
         health = Health(text_of())
         if member.role == "controller":
-            health = GOOD if member.id in view.snapshots else _silent(view.silent.get(member.id))
+            health = GOOD if member.id in view.snapshots else _silent(view, view.silent.get(member.id))
         elif member.role == "frontend":
             health = _health(member.id in view.frontends)
         elif member.child is not None and (member.role == "container" or not member.child.serves):
             health = Health(text_of((starting_text(member.child), "yellow")))
         elif member.role == "gpu_worker":
-            health = _worker_health(devices.get(member.id), view.silent)
+            health = _worker_health(devices.get(member.id), view)
             if member.child is not None and (deaths := deaths_text(member.child)):
                 health = health._replace(told=text_of(health.told.plain, "; ", (deaths, "yellow")))
         endpoint = member.endpoints.get("clients") or member.endpoints.get("control") or ("",)
@@ -66,22 +66,29 @@ def members_line(view: View) -> Text:
     return line
 
 
-def silence(seconds: float | None) -> str:
-    """How long somebody has been silent, as far as that is known."""
-    return "silent" if seconds is None else f"silent for {seconds:.0f} s"
+def silence(view: View, seconds: float | None) -> tuple[str, str]:
+    """(what is known of a controller that does not answer us, its colour). `seconds`: since it was heard, if known.
+
+    Who is not let in by the broker is not let in by controllers either, and knows of those that frontends hear only
+    that they are there.
+    """
+    if view.why and seconds is not None and seconds < SILENT_S:
+        return "unknown: it does not let us in", "yellow"
+    return "silent" if seconds is None else f"silent for {seconds:.0f} s", "red"
 
 
-def _silent(seconds: float | None) -> Health:
-    return Health(text_of((silence(seconds), "red")))
+def _silent(view: View, seconds: float | None) -> Health:
+    return Health(text_of(silence(view, seconds)))
 
 
 def _health(answers: bool, advice: str = "") -> Health:
     return GOOD if answers else Health(text_of(("silent", "red"), f": {advice}" if advice else ""))
 
 
-def _worker_health(device: DeviceState | None, silent: Mapping[str, float | None]) -> Health:
-    if device is None and silent:
-        return Health(text_of(("unknown: a controller is silent", "yellow")))
+def _worker_health(device: DeviceState | None, view: View) -> Health:
+    if device is None and view.silent:
+        why = "no controller lets us in" if view.why else "a controller is silent"
+        return Health(text_of((f"unknown: {why}", "yellow")))
     if device is None:
         return Health(text_of(("no controller has it", "red")))
     if device.leaving:

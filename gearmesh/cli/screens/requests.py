@@ -92,7 +92,7 @@ def summary(before: View | None, after: View, width: int, *, cut: bool = False, 
         rows.add_row("tried apart", _apart(made))
     _harm(rows, after.frontends.values())
     for controller, seconds in after.silent.items():
-        told_of = text_of((f"controller {silence(seconds)}", "red"), ": what it does is not known")
+        told_of = text_of("controller ", silence(after, seconds), ": what it does is not known")
         rows.add_row(controller, told_of)
     if made.failed_actions:
         rows.add_row("failed actions", _reasons(made.failed_actions))

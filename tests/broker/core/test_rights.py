@@ -37,7 +37,7 @@ def test_a_report_is_a_controllers_and_nobody_waits_for_its_refusal() -> None:
     ("role", "taken"),
     [
         ("gpu_worker", {Role.WORKER}), ("container", {Role.WORKER}), ("frontend", {Role.FRONTEND}),
-        ("controller", {Role.CONTROLLER}), ("operator", {Role.OPERATOR}), ("king", set()),
+        ("controller", {Role.CONTROLLER}), ("operator", {Role.OPERATOR}), ("king", set(ALL_ROLES)),
     ],
 )  # fmt: skip
 def test_a_member_registers_with_a_key_of_its_role(role: str, taken: set[Role]) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from frontend.admin.observer import NoMesh, Observer
 from frontend.admin.operator import NoBroker, Operator
+from gearmesh.operations.ports import free_ports
 from mesh import wire
 from mesh.process.ids import host_id
 from mesh.process.settings import Settings
@@ -222,3 +224,13 @@ async def test_a_deployment_that_waits_says_for_what_and_a_time_out_too(tmp_path
         Caller(made.runtime(), (settings.broker_address,), "gpu_worker-1").register("gpu_worker")
         assert "m:1" in await call
         assert heard[-1].reason == "preparing"
+
+
+def test_who_finds_nobody_and_has_no_keys_is_told_what_is_missing_once(tmp_path: Path) -> None:
+    settings = Settings(broker_port=free_ports(1)[0], frontend_port=free_ports(1)[0], data_dir=tmp_path)
+    with Observer(settings) as observer, pytest.raises(NoMesh) as raised:
+        observer.look()
+    told = str(raised.value)
+    assert f"no frontend answers at {settings.frontend_address}" in told
+    assert f"{tmp_path} has no mesh.key_secret" in told
+    assert "no broker" not in told

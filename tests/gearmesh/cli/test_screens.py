@@ -345,6 +345,17 @@ def test_a_silent_controller_that_the_broker_has_given_up_is_still_named() -> No
     assert names(healths(seen)["controller-1"], "silent for 4 s")
 
 
+def test_who_is_not_let_in_is_told_so_and_not_that_controllers_are_silent() -> None:
+    """Frontends hear them; and of one that they do not hear, that it is silent is what counts."""
+    seen = view(None, broker=False)
+    seen.why = "it refuses our key"
+    assert names(healths(seen)["controller-1"], "silent for 4 s")
+    seen.silent = {"controller-1": 0.1}
+    assert healths(seen)["controller-1"] == "unknown: it does not let us in"
+    assert names(facts(None, seen)["controller-1"], "it does not let us in")
+    assert healths(seen)["gpu_worker-1"] == "unknown: no controller lets us in"
+
+
 def test_without_a_frontend_nobody_knows_how_requests_fare() -> None:
     said = facts(None, view(frontend=False))
     assert (said["goodput"][0], said["attainment"]) == ("-", "-")

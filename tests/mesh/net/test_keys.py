@@ -14,6 +14,7 @@ import zmq
 import zmq.auth
 from zmq.utils.monitor import parse_monitor_message
 
+from frontend.client.defaults import read_keys
 from mesh import wire
 from mesh.codes import LinkLoss
 from mesh.errors import SettingsError
@@ -452,6 +453,18 @@ def test_a_pair_that_others_can_use_is_refused(tmp_path: Path, mode: int) -> Non
     Keys.of_data_dir(tmp_path, make=True)
     (tmp_path / LOCAL).chmod(mode)
     with pytest.raises(SettingsError, match=r"others can use .*mesh\.key_secret"):
+        Settings(data_dir=tmp_path).mesh_keys(make=True)
+
+
+def test_files_that_are_not_there_or_no_keys_are_told_of_with_what_to_do(tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    with pytest.raises(SettingsError, match=r"there is no .*mesh\.key_secret; `gearmesh keys .*nowhere` makes"):
+        Settings(keys_dir=nowhere).keys()
+    with pytest.raises(ValueError, match=r"No such file .*nowhere/mesh\.key_secret"):
+        read_keys(Path(nowhere))
+    (tmp_path / LOCAL).write_text("no key")
+    (tmp_path / LOCAL).chmod(0o600)
+    with pytest.raises(SettingsError, match=r"No public key found .*: remove it and start every process"):
         Settings(data_dir=tmp_path).mesh_keys(make=True)
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from mesh import wire
 from mesh.process.runtime import Runtime
@@ -215,3 +216,23 @@ async def test_a_worker_that_obeys_a_shard_newer_than_the_broker_knows_has_its_o
         worker.registrar.obeyed(obeyed)
         worker.runtime.hub.schedule_turn()
         await controller.table(lambda table: table.shards["controller-1"] > obeyed)
+
+
+@pytest.mark.parametrize("ending", [False, True])
+@on_loop
+async def test_a_broker_that_goes_is_a_warning_unless_the_process_is_ending(ending: bool, tmp_path: Path) -> None:
+    async with mesh(tmp_path) as (made, broker):
+        runtime = made.runtime()
+        service = Registered(runtime, broker.addresses, "frontend-1", "frontend")
+        service.registrar.start()
+        await service.table()
+        runtime.transport.ending = ending
+        turns = Told()
+        runtime.hub.on_turn(turns)
+        with structlog.testing.capture_logs() as lines:
+            broker.stop()
+            await turns.until(lambda _: [line for line in lines if line["event"] == "broker_lost"])
+        assert {line["log_level"] for line in lines if line["event"] == "broker_lost"} == {
+            "info" if ending else "warning"
+        }
+        service.registrar.stop()

@@ -1,9 +1,12 @@
 """mesh/net/sockets.py: in a turn, everything that has arrived is drained before anything is decided."""
 
 import errno
+import os
 import select
 import time
+from pathlib import Path
 
+import pytest
 import zmq
 
 from mesh import wire
@@ -70,6 +73,35 @@ async def test_messages_in_memory_that_cause_each_other_leave_the_sockets_their_
         sock.send(envelope(wire.Cancel(request=2)))
         await listening.mail.until(lambda mails: any(mail.peer == "frontend-2" for mail in mails))
         ended.append(True)
+
+
+def policies() -> dict[int, int]:
+    """{thread: its scheduling policy} of this process."""
+    return {int(task.name): os.sched_getscheduler(int(task.name)) for task in Path("/proc/self/task").iterdir()}
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="there is one on Linux only")
+@on_loop
+async def test_threads_of_zeromq_do_not_interrupt_and_this_one_stays_as_it_was() -> None:
+    before = policies()
+    async with processes() as made:
+        made.port(made.runtime())
+        added = {thread: policy for thread, policy in policies().items() if thread not in before}
+        assert set(added.values()) == {os.SCHED_BATCH}
+        assert {thread: policies()[thread] for thread in before} == before
+
+
+@on_loop
+async def test_without_leave_to_set_it_threads_are_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", forbidden)
+    before = policies()
+    async with processes() as made:
+        made.port(made.runtime())
+        added = {policy for thread, policy in policies().items() if thread not in before}
+        assert added == {os.SCHED_OTHER}
 
 
 @on_loop

@@ -47,6 +47,8 @@ async def test_only_a_process_that_failed_is_ended_in_any_case(code: int, told: 
     heard: list[tuple[int, float]] = []
     process = Runtime(Settings(drain_s=2.0), lambda *what: heard.append(what))
     process.end(code)
+    assert not process.transport.ending
     assert await process.run([]) == code
+    assert process.transport.ending
     assert heard == told
     assert runtime.STOP_S == 15.0
