@@ -28,8 +28,9 @@ class Emptied(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, 4] -> [batch, 4]."""
-        room = torch.empty_like(x) * 0 + torch.empty(x.shape[0], 4) * 0 + x.new_empty(x.shape[0], 4) * 0
-        return room + x
+        kind = torch.int32  # of which nothing that lay there before is NaN
+        like, new = torch.empty_like(x, dtype=kind), x.new_empty(x.shape[0], 4, dtype=kind)
+        return (like + new + torch.empty(x.shape[0], 4, dtype=kind)) * 0 + x
 
 
 def written(folder: Path, module: nn.Module) -> Package:
