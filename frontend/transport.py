@@ -23,11 +23,8 @@ from mesh.roles import Holder, PortKind, Role
 from mesh.wire import Buffer
 
 ANSWERS_QUEUED_MAX = 2_000  # in ZeroMQ, per client; further ones wait here, as the client may only be slow for a moment
-REQUESTS_QUEUED_MAX = 256  # in ZeroMQ, per client, until they are read, which goes before all else; fewer, but
-REQUESTS_QUEUED_MIN = 2  # as many as that, if they are large:
-REQUESTS_QUEUED_BYTES = 32 << 20  # so many in all, by the largest message
-LARGE_BYTES = REQUESTS_QUEUED_BYTES // REQUESTS_QUEUED_MAX  # of a message
-LARGE_S = 10.0  # so long after a large message others are expected
+REQUESTS_QUEUED_MAX = 256  # in ZeroMQ, per client, until they are read, which goes before all else; never changed:
+# where the mark is lowered, libzmq 4.3.5 may wait for room that it has already, and reads the connection no more
 SLICE_S = 0.004  # messages are processed for so long; then other sockets and timers get a turn
 READ_S, WORK_S = 0.004, 0.0015  # the same where they wait: for reading, or refusing; then for processing
 REST_S = 0.002  # from one reading to the next, while services need the processors to serve what was let in
@@ -113,8 +110,6 @@ class ClientPort:
         )
         # unless it sends faster than it is read; then up to REQUESTS_QUEUED_MAX of its messages are older
         self._awake_s, self._awake_at_s = 0.0, 0.0  # how long the thread had not slept at an instant not after that
-        self._largest = 0  # bytes of the largest message of late, if that is more than LARGE_BYTES; else 0
-        self._relaxing: asyncio.TimerHandle | None = None  # set while that is so
         self._has_read = False  # the last time; then what waits is worked off, the next time
         self.strained = (
             False  # services are behind: more is read, and refused, only after a rest; TCP holds senders back
@@ -299,9 +294,6 @@ class ClientPort:
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
-        if self._relaxing is not None:
-            self._relaxing.cancel()
-            self._relaxing = None
         if self._resting is not None:
             self._resting.cancel()
             self._resting = None
@@ -452,8 +444,6 @@ class ClientPort:
                     header = sock.recv(NOBLOCK)
                 while sock.getsockopt(RCVMORE):
                     frames.append(sock.recv(NOBLOCK, copy=False).buffer)
-            if frames or len(header) > LARGE_BYTES:
-                self._weigh(sock, header, frames)
             if self._closing and identity in self._closing:
                 self.unheard += 1
                 continue
@@ -478,21 +468,6 @@ class ClientPort:
         if holder is not None and not self._may_speak(holder, descriptor):
             return None
         return self._meet(identity, delimited, descriptor, holder)
-
-    def _weigh(self, sock: "zmq.Socket[bytes]", header: bytes, frames: list[Buffer]) -> None:
-        """After a large message ZeroMQ takes fewer from each connection that are not read yet, for a while."""
-        size = len(header) + sum(map(len, frames))
-        if size <= max(LARGE_BYTES, self._largest):
-            return
-        if not self._largest:
-            self._relaxing = self._hub.loop.call_later(LARGE_S, self._relax)
-        self._largest = size
-        sock.setsockopt(zmq.RCVHWM, max(REQUESTS_QUEUED_MIN, REQUESTS_QUEUED_BYTES // size))  # of those there are, too
-
-    def _relax(self) -> None:
-        self._relaxing, self._largest = None, 0
-        if self._sock is not None:
-            self._sock.setsockopt(zmq.RCVHWM, REQUESTS_QUEUED_MAX)
 
     def _meet(self, identity: bytes, delimited: bool, descriptor: int, holder: Holder | None) -> ClientId | None:
         """The client that speaks through this connection, whose holder may; None: its identity is not one to be had."""
