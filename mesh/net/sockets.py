@@ -49,10 +49,12 @@ def _may_yield() -> bool:
     not be set: it is tried first.
     """
     try:
-        if os.sched_getscheduler(0) != os.SCHED_OTHER:
+        now = os.sched_getscheduler(0)
+        reset_on_fork = now & os.SCHED_RESET_ON_FORK  # kept: not everybody may take it back
+        if now != os.SCHED_OTHER | reset_on_fork:
             return False  # somebody has chosen already
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setscheduler(0, os.SCHED_BATCH | reset_on_fork, os.sched_param(0))
+        os.sched_setscheduler(0, now, os.sched_param(0))
     except (OSError, AttributeError):  # not allowed, or not Linux
         return False
     return True
