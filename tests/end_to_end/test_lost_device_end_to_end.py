@@ -53,6 +53,11 @@ async def served_again(client: AsyncClient) -> None:
         await wait_ready(client, lambda done, names: None)
 
 
+async def ended_as(running: Mesh, words: str) -> None:
+    """Returns once the supervisor has said so of the worker: lines are read later than answers."""
+    await until(lambda: any(line.startswith("up | gpu_worker") and words in line for line in running.lines))
+
+
 def events(running: Mesh, name: str) -> list[dict[str, Any]]:
     """What the worker logged under this name."""
     found = [line.partition(" | ")[2] for line in running.lines if line.startswith("gpu_worker | {")]
@@ -68,9 +73,10 @@ def test_a_lost_device_ends_its_worker_with_a_code_of_its_own_and_the_next_one_s
             with pytest.raises(Failed, match=WHY):
                 await client.infer("two", {"x": X, "i": np.array([99])}, slo_ms=LONG_MS)
             await served_again(client)
+        await until(lambda: bool(events(running, "device_lost")))
         (lost,) = events(running, "device_lost")
         assert (lost["level"], lost["device"], lost["why"], lost["exit_code"]) == ("error", "fragile:0", WHY, 3)
-        assert any(line.startswith("up | gpu_worker") and "code 3" in line for line in running.lines)
+        await ended_as(running, "code 3")
 
     run_with_mesh(scenario, repository, tmp_path / "data", device="fragile", log_format="json", compact=True)
 
@@ -83,10 +89,11 @@ def test_a_device_that_hangs_ends_its_worker_and_the_next_one_serves(repository:
             with pytest.raises(Failed, match=r"EXEC.*two:1"):
                 await client.infer("two", {"x": X, "i": np.array([99])}, slo_ms=LONG_MS)
             await served_again(client)
+        await until(lambda: bool(events(running, "device_lost")))
         (lost,) = events(running, "device_lost")
         assert (lost["device"], lost["exit_code"]) == ("hanging:0", 3)
         assert events(running, "not_drained") == []
-        assert any(line.startswith("up | gpu_worker") and "code 3" in line for line in running.lines)
+        await ended_as(running, "code 3")
 
     run_with_mesh(scenario, repository, tmp_path / "data", device="hanging", log_format="json", compact=True)
 
@@ -103,12 +110,19 @@ def test_versions_whose_preparation_ends_workers_are_refused_in_the_end_and_the_
         async with AsyncClient(running.address) as client:
             await wait_ready(client, lambda done, names: None)
             await served_again(client)
+        both = {f"{DEADLY}:1", f"{STUCK}:1"}
+        await until(lambda: {event["ref"] for event in events(running, "not_prepared")} >= both)
         refused = {event["ref"]: event["faults"] for event in events(running, "not_prepared")}
         record = data / "attempts" / "hanging-0" / f"{DEADLY}@1.json"
         assert names(refused[f"{DEADLY}:1"][0], 2, record)
         assert names(refused[f"{STUCK}:1"][0], "PREPARE", f"{STUCK}:1")
-        ends = [line for line in running.lines if line.startswith("up | gpu_worker")]
-        assert [("SIGKILL" in line, "code 3" in line) for line in ends].count((True, False)) == 2, ends
+
+        def killed() -> int:
+            ends = [line for line in running.lines if line.startswith("up | gpu_worker")]
+            return [("SIGKILL" in line, "code 3" in line) for line in ends].count((True, False))
+
+        await until(lambda: killed() >= 2)
+        assert killed() == 2
 
     run_with_mesh(scenario, repository, data, ready=False, device="hanging", log_format="json", compact=True)
 
@@ -131,7 +145,7 @@ def test_a_worker_that_is_asked_to_end_does_not_wait_for_a_preparation_that_is_s
         pid = running.supervisor.pids()["gpu_worker"]
         os.kill(pid, signal.SIGTERM)
         await until(lambda: running.supervisor.pids().get("gpu_worker", pid) != pid)
-        assert any(line.startswith("up | gpu_worker") and "code 0" in line for line in running.lines)
+        await ended_as(running, "code 0")
         assert deaths() in (None, 0)
         assert events(running, "preparation_ended_worker") == events(running, "device_lost") == []
 

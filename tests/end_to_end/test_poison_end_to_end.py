@@ -12,7 +12,7 @@ from frontend.client.client import Prediction, RequestError
 from gearmesh.operations.meshes import Mesh
 from gpu_worker.packages.export import write_package
 from scripts.rigs.containers import SPECS, container, start_container
-from scripts.rigs.meshes import LONG_MS, run_with_mesh
+from scripts.rigs.meshes import LONG_MS, run_with_mesh, until
 from tests.end_to_end.conftest import Shared
 
 pytestmark = pytest.mark.end_to_end
@@ -85,12 +85,17 @@ def test_a_row_that_raises_or_ends_its_process_costs_only_its_own_answer_in_a_co
             assert failed[BAD].code == ("model_error" if order == -1 else "container_died")
             for i, answer in answered.items():
                 np.testing.assert_array_equal(answer["y"], rows[i] * 2)
-            deaths = sum("container_died" in line for each in (first, second) for line in each.lines)
-            assert deaths == 0 if order == -1 else 1 <= deaths <= 2
+
+            def deaths() -> int:
+                return sum("container_died" in line for each in (first, second) for line in each.lines)
+
+            await until(lambda: order == -1 or deaths() >= 1)  # lines are read later than answers
+            assert deaths() == 0 if order == -1 else deaths() <= 2
             if order == -1:  # its own rows alone are in the text that its client reads
                 assert failed[BAD].message == "ValueError: the rows were [-1.0]"
             told = "suspect_client" if order == -1 else "quarantined_client"
-            assert any(f'"{told}"' in line and model in line and '"peer":"127.0.0.1:' in line for line in running.lines)
+            words = f'"{told}"', model, '"peer":"127.0.0.1:'
+            await until(lambda: any(all(word in line for word in words) for line in running.lines))
             await second.stop()
 
     shared.play(scenario)
