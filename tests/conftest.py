@@ -1,13 +1,25 @@
-"""For all tests: property tests draw the same examples every time, and a slow machine fails none of them."""
+"""For all tests: whatever they draw is the same every time, and a slow machine fails none of them."""
 
+import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("seeded", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("seeded")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test, and what is made for it, draws the same whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:  # else nobody can draw from it
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from gearmesh.operations.ports import free_ports
 from mesh import wire
 from mesh.process.configuration import read_settings
 from scripts import ROOT
-from scripts.rigs.meshes import LIMIT_S, LONG_MS, emulated_device, emulated_model, run_with_mesh
+from scripts.rigs.meshes import LIMIT_S, LONG_MS, emulated_device, emulated_model, run_with_mesh, until
 from tests.end_to_end.conftest import Shared
 
 pytestmark = pytest.mark.end_to_end
@@ -124,8 +124,12 @@ def test_a_bad_package_is_refused_with_all_its_faults_and_the_old_version_serves
             assert sum("weights.safetensors" in fault for fault in reply.faults) == 1
             answer = await client.infer("spoilt", X, slo_ms=LONG_MS)
             assert answer.version == "1"
-            model = next(model for model in await client.models() if model["name"] == "spoilt")
-            assert "weights.safetensors" in model["fault"]
+
+            async def told() -> bool:
+                model = next(model for model in await client.models() if model["name"] == "spoilt")
+                return "weights.safetensors" in (model["fault"] or "")
+
+            await until(told)  # the table is on its way
 
     shared.play(scenario)
 

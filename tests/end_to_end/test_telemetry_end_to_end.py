@@ -20,7 +20,7 @@ from gearmesh.telemetry.timeline import timeline
 from gearmesh.telemetry.trace import record
 from mesh.facts import ActionFact, RequestFact
 from mesh.process.configuration import read_settings
-from scripts.rigs.meshes import LIMIT_S, LONG_MS, emulated_device, emulated_model, run_with_mesh
+from scripts.rigs.meshes import LIMIT_S, LONG_MS, emulated_device, emulated_model, run_with_mesh, until
 from tests.gearmesh.telemetry.test_timeline import check_format
 
 pytestmark = pytest.mark.end_to_end
@@ -69,7 +69,14 @@ def test_what_the_mesh_did_is_in_its_logs_in_its_trace_and_in_its_status(tmp_pat
                 seen["answers"] = seen.get("answers", Counter[str]()) + await ask(client, ("a", "b"), LONG_MS)
                 seen["hopeless"] = seen.get("hopeless", Counter[str]()) + await ask(client, ("never",), HOPELESS_MS)
             seen["recording"] = await recorder
-            seen["after"] = await asyncio.to_thread(look, running)
+
+            async def counted() -> bool:
+                """The controller has heard of the last outputs, too, which went past it."""
+                seen["after"] = await asyncio.to_thread(look, running)
+                snapshots = seen["after"].snapshots.values()
+                return sum(snapshot.in_time for snapshot in snapshots) >= seen["answers"]["ok"]
+
+            await until(counted)
 
     device = emulated_device(tmp_path, exec_ms=EXEC_MS, never="never")
     run_with_mesh(scenario, repository, tmp_path / "data", compact=compact, device=device)

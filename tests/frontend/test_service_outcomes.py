@@ -37,7 +37,7 @@ async def test_every_way_to_end_is_counted_as_the_client_saw_it(tmp_path: Path) 
             wire.Refused(request=refused.request, attempt=0, status="rejected", code="overload", message="no")
         )
         assert isinstance(await bad, Rejected)
-        assert isinstance(await at.client.submit("m", ROW, slo_ms=20), TimedOut)
+        assert isinstance(await at.client.submit("m", ROW, slo_ms=200), TimedOut)
         assert isinstance(await at.client.submit("m", ROW, weight=-1.0), Invalid)
         assert isinstance(await at.client.submit("nothing", ROW), Invalid)
         outcomes = await told(at)
@@ -118,7 +118,7 @@ async def cancels(at: Mesh, number: int) -> list[tuple[int, str]]:
 @on_loop
 async def test_a_controller_is_told_what_became_of_requests_that_end_without_it(tmp_path: Path) -> None:
     async with mesh(tmp_path) as at:
-        assert isinstance(await at.client.submit("m", ROW, slo_ms=20), TimedOut)
+        assert isinstance(await at.client.submit("m", ROW, slo_ms=200), TimedOut)
         (first,) = await at.controller.wait(wire.Submit, 1)
         assert await cancels(at, 1) == [(first.request, RequestOutcome.TIMED_OUT)]
         large = at.client.submit("m", np.zeros((16, 4), np.float32))
@@ -150,7 +150,7 @@ async def test_a_controller_that_gives_up_what_was_answered_is_told_so_and_what_
         (submit,) = await at.controller.wait(wire.Submit, 1)
         at.finish(submit)
         assert isinstance(await good, Prediction)
-        assert isinstance(await at.client.submit("m", ROW, slo_ms=20), TimedOut)
+        assert isinstance(await at.client.submit("m", ROW, slo_ms=200), TimedOut)
         late = at.controller.of(wire.Submit)[1]
         refusals = [
             wire.Refused(request=number, attempt=0, status="failed", code="worker_lost", message="no")

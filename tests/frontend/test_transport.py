@@ -11,6 +11,7 @@ import zmq
 
 from frontend import transport as module
 from frontend.transport import ANSWERS_QUEUED_MAX, ClientId, ClientPort
+from gearmesh.operations.ports import free_ports
 from mesh.errors import AddressInUse
 from tests.loops import LIMIT_S, Told, on_loop
 from tests.mesh.net.processes import Processes, processes
@@ -313,8 +314,8 @@ async def test_a_request_that_comes_before_a_vain_try_to_send_waiting_answers_is
 @on_loop
 async def test_a_closed_port_is_free_for_another_and_may_be_answered_on_and_closed_again() -> None:
     async with processes() as made:
-        listening = Listening(made)
-        number = int(listening.address.rpartition(":")[2])
+        (number,) = free_ports(1)  # nobody else gets it between two lives
+        listening = Listening(made, number=number)
         sock = client(made, listening)
         sock.send(b"header")
         ((who, _, _),) = await listening.said.count(1)

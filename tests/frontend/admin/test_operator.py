@@ -215,7 +215,7 @@ async def test_a_deployment_that_waits_says_for_what_and_a_time_out_too(tmp_path
 
         def deploy() -> str:
             with Operator(settings) as operator, pytest.raises(TimeoutError) as late:
-                operator.call(wire.Deploy(call=7, name="m", version="1"), 1.0, told=told)
+                operator.call(wire.Deploy(call=7, name="m", version="1"), 3.0, told=told)
             return str(late.value)
 
         call = asyncio.ensure_future(asyncio.to_thread(deploy))

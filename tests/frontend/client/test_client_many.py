@@ -56,6 +56,8 @@ def test_of_many_requests_one_may_be_for_a_model_that_is_not_there(serving: Serv
 
 def test_several_frontends_share_the_requests(make: Any) -> None:
     with FakeFrontend() as one, FakeFrontend() as other, make([one.address, other.address]) as client:
+        while not (one.asked and other.asked):  # until both connections are up
+            client.call("ping")
         for _ in range(20):
             client.infer("m", ROW)
         assert len(one.infers()) > 0

@@ -63,12 +63,12 @@ async def test_what_may_pass_is_tried_again_at_the_first_start_too(
 @on_loop
 async def test_code_that_is_not_ready_in_time_is_ended_and_tried_again(folder: Path) -> None:
     code = f"import time\n{LIVES}if lives == 1: time.sleep(3600)\ndef f(x): return x"
-    starting = Starting(folder, code, start_s=1.0)
+    starting = Starting(folder, code, start_s=3.0)
     state = await starting.state(lambda state: state.why)
     assert not state.serves
     assert names(state.why, "--start-s")
     device = await starting.device
-    assert starting.keeper.state().starts == 2
+    assert starting.keeper.state().starts >= 2  # on a slow machine the next one may not be ready in time, either
     device.close()
 
 

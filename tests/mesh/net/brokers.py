@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.service import BrokerService
+from gearmesh.operations.ports import free_ports
 from mesh import wire
 from mesh.net.links import Link
 from mesh.net.registrar import DECODER as FROM_BROKER
@@ -33,10 +34,15 @@ def package(repository: Path, name: str, *versions: str) -> None:
 
 
 class Broker:
-    """A broker that listens. `stop` ends it; another one may then be started on the same data and port."""
+    """A broker that listens. `stop` ends it; another one may then be started on the same data and port.
+
+    The port is reserved: while nobody listens there, the system gives it neither to another program's connection nor to
+    one of those that call in vain.
+    """
 
     def __init__(self, made: Processes, folder: Path, number: int = 0, wall_s: Callable[[], float] = time.time) -> None:
         self.folder = folder
+        number = number or free_ports(1)[0]
         made.lend_keys(folder / "data")
         self.runtime = made.runtime(
             data_dir=folder / "data", model_repository=folder / "repository", broker_port=number

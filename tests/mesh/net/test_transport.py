@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import zmq
 
+from gearmesh.operations.ports import free_ports
 from mesh import wire
 from mesh.codes import LinkLoss
 from mesh.errors import AddressInUse
@@ -165,12 +166,11 @@ async def test_the_offset_of_a_peer_with_another_clock_is_found() -> None:
 
 @on_loop
 async def test_a_link_may_call_before_its_peer_listens() -> None:
+    (number,) = free_ports(1)
     async with processes() as made:
-        address = made.port(made.runtime()).tcp
-    async with processes() as made:
-        calling = made.link(made.runtime(), (address,))
+        calling = made.link(made.runtime(), (f"tcp://127.0.0.1:{number}",))
         calling.link.send(HELLO)
-        listening = made.port(made.runtime(), number=int(address.rpartition(":")[2]))
+        listening = made.port(made.runtime(), number=number)
         assert await listening.messages(1) == [HELLO]
 
 
