@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,7 @@ from mesh.net.transport import Mail
 from mesh.process.runtime import Runtime
 from mesh.process.settings import Settings
 from mesh.roles import PortKind
+from scripts.rigs.meshes import until
 from tests.loops import LIMIT_S, Told
 
 LIMIT_MS = int(LIMIT_S * 1e3)
@@ -167,6 +169,22 @@ class Calling:
 async def hears(sock: "zmq.Socket[bytes]") -> None:
     """Something can be read from the bare socket; the loop goes on meanwhile."""
     assert await asyncio.to_thread(sock.poll, LIMIT_MS)
+
+
+async def unreachable(router: "zmq.Socket[bytes]", identity: bytes) -> None:
+    """The ROUTER, which tells so, has no connection of that name any more.
+
+    A monitor hears of a connection's end before the socket does, which takes messages for it until then.
+    """
+
+    def refused() -> bool:
+        try:
+            router.send_multipart([identity, b""], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            return error.errno == errno.EHOSTUNREACH
+        return False
+
+    await until(refused)
 
 
 def messages_of(mails: list[Mail[Any]]) -> list[Any]:

@@ -11,7 +11,7 @@ from mesh.codes import LinkLoss
 from mesh.net.transport import BACKLOG_MAX
 from tests.loops import Told, on_loop
 from tests.mesh.net.pairs import HELLO, QUICK, QUIET, STEADY, cancel, pair
-from tests.mesh.net.processes import LIMIT_MS, envelope, processes
+from tests.mesh.net.processes import LIMIT_MS, envelope, hears, processes
 
 # -- silence ----------------------------------------------------------------------------------------------------------
 
@@ -212,6 +212,7 @@ async def test_what_a_peer_does_not_read_waits_up_to_a_limit(reads_again: bool) 
             await turns.count(len(turns.items) + 1)
         if reads_again:
             while sent > 0:
+                await hears(sock)  # the loop goes on: what waits for room leaves only so
                 envelope_ = msgspec.msgpack.decode(sock.recv())
                 sent -= len(envelope_[3])
                 hub.schedule_turn()
