@@ -17,8 +17,11 @@ DTYPES: dict[str, np.dtype[np.generic]] = {
 }  # fmt: skip
 
 
+VARIABLE = ("string", "bytes")  # dtypes whose elements have lengths of their own: mesh.strings has their layout
+
+
 def byte_count(dtype: str, shape: Sequence[int]) -> int:
-    """Bytes of a tensor of this dtype and shape (which holds no -1).
+    """Bytes of a tensor of this dtype, none of VARIABLE, and shape (which holds no -1).
 
     Exact for any size, as Python integers do not overflow.
     """

@@ -10,6 +10,7 @@ from mesh.wire.ranges import (
     Attempt,
     Code,
     Duration,
+    Extents,
     Frames,
     Id,
     Number,
@@ -50,6 +51,7 @@ class Submit(Message, frozen=True, kw_only=True, tag="submit"):
     client: Number = 0  # the frontend's number of the client that asks; 0: it does not say
     asked_id: AskedId = ""  # the client's own id, cut: for the log; empty: an application asks
     call: Number = 0  # number of the first part of the client's request; 0: this is it
+    extents: Extents = ()  # of the inputs, in the model's open dimensions
 
 
 class Cancel(Message, frozen=True, kw_only=True, tag="cancel"):

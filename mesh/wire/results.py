@@ -8,7 +8,20 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from mesh.wire.ranges import LISTED_MAX, Attempt, Duration, Frames, Id, Number, Ref, Rows, RowsOrNone, Span, Tensors
+from mesh.wire.ranges import (
+    LISTED_MAX,
+    Attempt,
+    Duration,
+    Frames,
+    Id,
+    Number,
+    Ref,
+    Rows,
+    RowsOrNone,
+    Shapes,
+    Span,
+    Tensors,
+)
 from mesh.wire.shared import Goodbye, Heartbeat, Introduce, Message
 
 
@@ -22,6 +35,7 @@ class Answer(Message, frozen=True, kw_only=True):
     inline: Tensors = ()  # output tensors in the order of the spec
     frames: Frames = 0
     cold: bool = False
+    shapes: Shapes = ()  # of the outputs, with the rows; (): as the spec says, no extent is open
 
 
 class Outputs(Message, frozen=True, kw_only=True, tag="outputs"):

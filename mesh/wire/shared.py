@@ -5,8 +5,8 @@ from typing import Annotated, Generic, TypeVar
 import msgspec
 from msgspec import Meta
 
-from mesh.tensors import byte_count
-from mesh.wire.ranges import LISTED_MAX, TENSORS_MAX, Dtype, Duration, Id
+from mesh.tensors import VARIABLE, byte_count
+from mesh.wire.ranges import LISTED_MAX, OPEN_MAX, TENSORS_MAX, DimName, Dtype, Duration, Extent, Extents, Id
 
 Buffer = bytes | memoryview  # a tensor's bytes, in a frame of their own
 ROW_BYTES_MAX = 1 << 40  # of one tensor
@@ -29,12 +29,28 @@ def split_ref(ref: str) -> tuple[str, str]:
     return name, version
 
 
+class Dim(Message, frozen=True, kw_only=True):
+    """An open dimension of a model: every request has an extent of its own in it."""
+
+    name: DimName
+    least: Extent
+    most: Extent
+
+
 class TensorSpec(Message, frozen=True, kw_only=True):
-    """Name, dtype and shape of one input or output; the first dimension is the batch, -1."""
+    """Name, dtype and shape of one input or output; the first dimension is the batch, -1.
+
+    An output may also have a leading dimension of its own (`owner`), or fewer elements in each row than its second
+    dimension has room for (`count`): as where a model detects things.
+    """
 
     name: Id
     dtype: Dtype
-    shape: Annotated[tuple[Annotated[int, Meta(ge=-1, le=1 << 40)], ...], Meta(max_length=64)]
+    shape: Annotated[tuple[Annotated[int, Meta(ge=-1, le=1 << 40)], ...], Meta(max_length=64)]  # open extents are -1
+    dims: Annotated[tuple[DimName, ...], Meta(max_length=63)] = ()  # name of each dimension after the batch; "": none
+    pad: Annotated[float, Meta(ge=-1e18, le=1e18)] = 0.0  # of an input: what its open dimensions are filled up with
+    owner: Id = ""  # of an output: an int64 output [n] that tells for each of its n elements the row it belongs to
+    count: Id = ""  # of an output [batch, most, ...]: an int64 output [batch] that tells how many of a row's are there
 
 
 Batch = Annotated[int, Meta(ge=1, le=1 << 20)]  # rows
@@ -55,20 +71,46 @@ class ModelSpec(Message, frozen=True, kw_only=True):
     labels: Labels = ()  # class names of the first output; empty: none
     batch_sizes: Annotated[tuple[Batch, ...], Meta(max_length=4096)] = ()  # sizes that were profiled
     build: Id = ""  # of a container's version: changes when its code may have; older answers are then not reused
+    dims: Annotated[tuple[Dim, ...], Meta(max_length=OPEN_MAX)] = ()  # open dimensions; a request's extents follow it
+    exact: bool = False  # nothing is padded: only requests of equal extents share a batch
 
     def fault(self) -> str:
         """Why no model can be so, in a sentence; empty if one can. What is out of range the decoder refuses."""
+        names = [dim.name for dim in self.dims]
+        if len(set(names)) < len(names) or "" in names or any(dim.least > dim.most for dim in self.dims):
+            return "each open dimension has a name of its own, and a least extent that is at most its greatest"
+        extents = {dim.name: dim.most for dim in self.dims}
+        given = {name for tensor in self.inputs for name in tensor.dims}
+        if any(name not in given for name in names):
+            return "each open dimension is one of some input"
         for tensor in (*self.inputs, *self.outputs):
-            first, *others = tensor.shape or (0,)
-            if first != -1 or min(others, default=0) < 0:
-                return f"the shape of {tensor.name[:64]!r} begins with -1, the batch, and has no other -1"
-            if byte_count(tensor.dtype, others) > ROW_BYTES_MAX:
-                return f"a row of {tensor.name[:64]!r} takes more than {ROW_BYTES_MAX} bytes"
+            fault = _tensor_fault(tensor, extents, given=tensor in self.inputs, exact=self.exact)
+            if fault:
+                return fault
         return ""
 
     def edition(self, ref: str) -> str:
         """A name of the version and its build: cached answers may be reused while it is equal."""
         return f"{ref}#{self.build}" if self.build else ref
+
+
+def _tensor_fault(tensor: TensorSpec, extents: dict[str, int], *, given: bool, exact: bool) -> str:
+    """Why no tensor can be so; empty if one can. `given`: it is an input. `extents`: the greatest, by dimension."""
+    name = tensor.name[:64]
+    first, *others = tensor.shape or (0,)
+    dims = tensor.dims or ("",) * len(others)
+    if first != -1 or len(dims) != len(others):
+        return f"the shape of {name!r} begins with -1, the batch, and `dims` names each dimension after it, or none"
+    greatest = []
+    for extent, dim in zip(others, dims, strict=True):
+        if dim and (extent != -1 or dim not in extents):
+            return f"the dimension {dim!r} of {name!r} is -1 in its shape, and one of the model's open dimensions"
+        if extent == -1 and not dim and (given or not exact):
+            return f"the shape of {name!r} begins with -1, the batch, and has no other -1 but named dimensions"
+        greatest.append(extents.get(dim, 1) if extent == -1 else extent)
+    if tensor.dtype not in VARIABLE and byte_count(tensor.dtype, greatest) > ROW_BYTES_MAX:
+        return f"a row of {name!r} takes more than {ROW_BYTES_MAX} bytes"
+    return ""
 
 
 class Batching(Message, frozen=True, kw_only=True):
@@ -80,14 +122,22 @@ class Batching(Message, frozen=True, kw_only=True):
     wait_s: Duration = 0.0  # a batch that is not full may wait this long for expected requests
 
 
+class SizeTimes(Message, frozen=True, kw_only=True):
+    """Durations of EXEC with inputs padded to these extents; a batch beyond the largest does not fit in memory."""
+
+    extents: Extents
+    exec_s: Annotated[Times, Meta(min_length=1)]  # {batch: median}
+
+
 class Profile(Message, frozen=True, kw_only=True):
     """Durations of one version of a model on one kind of device, measured there (seconds)."""
 
-    exec_s: Times  # {batch: median EXEC duration}
+    exec_s: Times  # {batch: median EXEC duration}; with open dimensions: of their greatest extents
     load_s: Duration  # median LOAD duration
     exec_p99_s: Times = {}
     engine: Id = ""  # how it was executed: "eager", "compiled", ...
     load_from: Id = "host"  # where that LOAD read the weights from: "host" memory or "disk"
+    sizes: Annotated[tuple[SizeTimes, ...], Meta(max_length=4096)] = ()  # by extents, ascending; (): no open dimension
 
 
 class Heartbeat(Message, frozen=True, kw_only=True, tag="beat"):

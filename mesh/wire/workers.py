@@ -15,6 +15,7 @@ from mesh.wire.ranges import (
     Count,
     Digest,
     Duration,
+    Extents,
     Frames,
     Id,
     Instant,
@@ -131,6 +132,7 @@ class Part(Message, frozen=True, kw_only=True):
     inline: Tensors = ()
     frames: Frames = 0
     cold: bool = False  # no device held the model when the request arrived; copied into the answer
+    extents: Extents = ()  # of the request's inputs, in the model's open dimensions
 
 
 class Infer(Message, frozen=True, kw_only=True, tag="infer"):
@@ -145,6 +147,7 @@ class Infer(Message, frozen=True, kw_only=True, tag="infer"):
     parts: Annotated[tuple[Part, ...], Meta(max_length=LISTED_MAX)] = ()
     overdue_s: Instant = 0.0  # of a container: if it has not ended by then, its code hangs; 0: no such limit
     cold_s: Duration = 0.0  # added to that limit while no batch has succeeded in the process of the container's code
+    extents: Extents = ()  # that EXEC computes: at least those of every part
 
 
 class Revoke(Message, frozen=True, kw_only=True, tag="revoke"):

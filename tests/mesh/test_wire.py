@@ -23,18 +23,27 @@ UNIONS = {
 }
 DECODERS: dict[str, Any] = {name: msgspec.msgpack.Decoder(wire.Envelope[union]) for name, union in UNIONS.items()}
 
-TENSOR = wire.TensorSpec(name="x", dtype="float32", shape=(-1, 3, 224, 224))
+TENSOR = wire.TensorSpec(name="x", dtype="float32", shape=(-1, 3, -1, 224), dims=("", "h", ""), pad=-1.5)
+FOUND = wire.TensorSpec(name="boxes", dtype="float32", shape=(-1, 4), owner="owner", count="count")
 SPEC = wire.ModelSpec(
     inputs=(TENSOR,),
-    outputs=(TENSOR, TENSOR),
+    outputs=(TENSOR, FOUND),
     batch_max=8,
     slo_ms=12.5,
     cacheable=False,
     labels=("cat", "dog"),
     batch_sizes=(1, 2, 8),
     build="abc.1",
+    dims=(wire.Dim(name="h", least=1, most=512),),
+    exact=True,
 )
-PROFILE = wire.Profile(exec_s={1: 0.001, 8: 0.004}, load_s=0.5, exec_p99_s={1: 0.002}, engine="eager")
+PROFILE = wire.Profile(
+    exec_s={1: 0.001, 8: 0.004},
+    load_s=0.5,
+    exec_p99_s={1: 0.002},
+    engine="eager",
+    sizes=(wire.SizeTimes(extents=(512,), exec_s={1: 0.001}),),
+)
 OFFER = wire.Offer(ref="m:1", spec=SPEC, code="abc")
 MEMBER = wire.Member(
     id="frontend-1", role="frontend", host="boot", endpoints={"clients": ("tcp://a:1", "b")}, pid=7, offer=OFFER
@@ -68,9 +77,18 @@ PREPARED = wire.Prepared(
     order=11,
 )
 PART = wire.Part(
-    frontend="frontend-1", request=1, attempt=2, rows=3, predicted_s=0.01, inline=(memoryview(b"abc"),), frames=0
+    frontend="frontend-1",
+    request=1,
+    attempt=2,
+    rows=3,
+    predicted_s=0.01,
+    inline=(memoryview(b"abc"),),
+    frames=0,
+    extents=(7,),
 )
-ANSWER = wire.Answer(request=1, attempt=2, rows=3, predicted_s=0.01, inline=(memoryview(b""), memoryview(b"xyz")))
+ANSWER = wire.Answer(
+    request=1, attempt=2, rows=3, predicted_s=0.01, inline=(memoryview(b""), memoryview(b"xyz")), shapes=((3, 4),)
+)
 
 SUBMIT = wire.Submit(
     request=1,
@@ -84,6 +102,7 @@ SUBMIT = wire.Submit(
     client=5,
     asked_id="mine",
     call=7,
+    extents=(7,),
 )
 INFER = wire.Infer(
     action=1,
@@ -95,6 +114,7 @@ INFER = wire.Infer(
     parts=(PART, PART),
     overdue_s=4.5,
     cold_s=1.5,
+    extents=(7, 9),
 )
 MESSAGES: list[Any] = [  # one of each, with no field at its default
     wire.Table(
