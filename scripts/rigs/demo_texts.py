@@ -50,6 +50,6 @@ async def show_texts(session: AsyncClient, models: Sequence[str], console: Conso
 async def _encode(session: AsyncClient, model: str, text: str) -> Any:
     ids = words_of(text)
     try:
-        return await session.infer(model, ids=ids, mask=np.ones(ids.shape, bool))
+        return await session.infer(model, {"ids": ids, "mask": np.ones(ids.shape, bool)})
     except RequestError as error:
         return error
