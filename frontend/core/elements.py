@@ -33,7 +33,7 @@ class ElementFault(ValueError):
 
 def packed_list(items: Sequence[msgspec.Raw], dtype: str) -> bytes:
     """Returns the elements of a list in a message, packed. Either dtype takes str and bin. Raises: ElementFault."""
-    joined = b"".join((LIST_HEAD, len(items).to_bytes(4, "big"), *map(memoryview, items)))
+    joined = b"".join((LIST_HEAD, len(items).to_bytes(4, "big"), *(memoryview(item) for item in items)))
     try:
         return pack(map(str.encode, _strings.decode(joined)))
     except (msgspec.MsgspecError, UnicodeDecodeError):

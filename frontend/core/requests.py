@@ -6,14 +6,18 @@ that its client gives it up.
 """
 
 import heapq
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from frontend.core.by_client import OpenByClient
+from frontend.core.output_rules import OutputFault, OutputPart, OutputRules, Shapes
 from frontend.core.shares import Shares, fit_all, fits
 from mesh import wire
-from mesh.tensors import byte_count
+from mesh.sizes import Extents, row_shape
+from mesh.strings import row_ends
+from mesh.tensors import VARIABLE, byte_count
 
 REFUSAL_S = 0.015  # a call waits at least this long, so that a refusal arrives with its reason even on a smaller budget
 
@@ -39,6 +43,14 @@ class Call:
     asked_id: str | None = None  # for the log, in place of `id`
     asker: int = 0  # who asks, as the controller tells clients apart
     flight: Any = None  # in the prediction cache, if this call leads or follows one
+    extents: Extents = ()  # of its inputs, in the model's open dimensions
+    rules: OutputRules | None = None  # for its outputs; None: their shapes are those of the spec
+    malformed: str = ""  # why outputs that came were not those of the model
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What its inputs' bytes do not tell of their shapes; empty if they tell everything."""
+        return (self.rows, *self.extents) if self.extents else ()
 
     @property
     def number(self) -> int | None:
@@ -62,6 +74,7 @@ class CallPart:
     controller: str | None = None  # member id of its controller; None: not submitted, or that controller was lost
     attempt: int = -1  # of the last submission
     outputs: Sequence[Any] | None = None  # one buffer per output
+    shapes: Shapes = ()  # of the outputs
     inherited: bool = False  # it was last submitted for another call, which is gone, with the budget of that one
 
 
@@ -78,10 +91,18 @@ class Completed:
     pieces: Sequence[Sequence[Any]] = field(default=(), compare=False)  # outputs of each part
 
     def outputs(self) -> list[Any]:
-        """One buffer per output, with all rows; copied only if the call was split."""
+        """One buffer per output, with all rows; copied only if the call was split. Raises: OutputFault, as `joined`."""
+        return self.joined()[0]
+
+    def joined(self) -> tuple[list[Any], Shapes]:
+        """The outputs and their shapes; (): the spec's. Raises: OutputFault, if the parts' do not fit together."""
+        rules = self.call.rules
+        if rules is not None:
+            parts = zip(self.call.parts, self.pieces, strict=True)
+            return rules.joined([OutputPart(part.rows, outputs, part.shapes) for part, outputs in parts])
         if len(self.pieces) == 1:
-            return list(self.pieces[0])
-        return [b"".join(column) for column in zip(*self.pieces, strict=True)]
+            return list(self.pieces[0]), ()
+        return [b"".join(column) for column in zip(*self.pieces, strict=True)], ()
 
 
 @dataclass(slots=True)
@@ -165,10 +186,12 @@ class RequestTable:
             self._add(call, call.rows, tensors)
         else:
             views = [memoryview(tensor) for tensor in tensors]
-            widths = [len(view) // call.rows for view in views]
+            strings = {place: spec for place, spec in enumerate(call.spec.inputs) if spec.dtype in VARIABLE}
+            ends = [_row_ends(call, strings.get(place), view) for place, view in enumerate(views)]
             for start in range(0, call.rows, batch_max):
                 rows = min(batch_max, call.rows - start)
-                self._add(call, rows, [v[start * w : (start + rows) * w] for v, w in zip(views, widths, strict=True)])
+                parted = [view[end[start] : end[start + rows]] for view, end in zip(views, ends, strict=True)]
+                self._add(call, rows, parted)
         call.missing = len(call.parts)
         call.size = sum(map(len, tensors))
         self.bytes_held += call.size
@@ -234,10 +257,22 @@ class RequestTable:
         self._end(part.call)
         return Completed(part.call, batch_size, predicted_s, device, cold, batch_padded, pieces)
 
-    def end_if_malformed(self, number: int, outputs: Sequence[bytes | memoryview]) -> Call | None:
-        """Checks a part's outputs: if their number or sizes are not the model's, ends the call and returns it."""
+    def end_if_malformed(self, number: int, outputs: Sequence[bytes | memoryview], shapes: Shapes = ()) -> Call | None:
+        """Checks a part's outputs: if their number or sizes are not the model's, ends the call and returns it.
+
+        `shapes`: as the worker tells them; they count for the part from now on, if they can be.
+        """
         part = self._parts.get(number)
         if part is None:
+            return None
+        rules = part.call.rules
+        if rules is not None:
+            try:
+                part.shapes = rules.checked(part.rows, part.call.extents, shapes, outputs)
+            except OutputFault as fault:
+                part.call.malformed = str(fault)
+                self._end(part.call)
+                return part.call
             return None
         wanted = part.call.spec.outputs
         if len(outputs) == len(wanted) and all(
@@ -352,3 +387,15 @@ class RequestTable:
         assert not any(part.tensors or part.outputs for part in ended)
         assert self._ended_in_heap == sum(entry[2].answered for entry in self._deadlines)
         assert len(self._deadlines) - self._ended_in_heap == len(self._calls)
+
+
+def _row_ends(call: Call, strings: wire.TensorSpec | None, data: memoryview) -> Sequence[int]:
+    """Where each row of an input ends in its bytes, after a 0: row i has those from [i] to [i + 1].
+
+    `strings`: the input's spec, if it is one of strings or byte strings.
+    """
+    if strings is not None:
+        per_row = math.prod(row_shape(strings, call.spec.dims, call.extents))
+        return [0, *row_ends(data, call.rows, per_row)]
+    width = len(data) // call.rows
+    return range(0, (call.rows + 1) * width, width) if width else [0] * (call.rows + 1)
