@@ -6,7 +6,6 @@ that its client gives it up.
 """
 
 import heapq
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 from frontend.core.by_client import OpenByClient
 from frontend.core.output_rules import OutputFault, OutputPart, OutputRules, Shapes
 from frontend.core.shares import Shares, fit_all, fits
+from frontend.core.splitting import split
 from mesh import wire
-from mesh.sizes import Extents, row_shape
-from mesh.strings import row_ends
-from mesh.tensors import VARIABLE, byte_count
+from mesh.sizes import Extents
+from mesh.tensors import byte_count
 
 REFUSAL_S = 0.015  # a call waits at least this long, so that a refusal arrives with its reason even on a smaller budget
 
@@ -181,16 +180,10 @@ class RequestTable:
 
     def start(self, call: Call, tensors: Sequence[bytes | memoryview]) -> list[CallPart]:
         """Gives an open call without parts its parts, and returns them, to be submitted."""
-        batch_max = call.spec.batch_max
-        if call.rows <= batch_max:
+        if call.rows <= call.spec.batch_max:
             self._add(call, call.rows, tensors)
         else:
-            views = [memoryview(tensor) for tensor in tensors]
-            strings = {place: spec for place, spec in enumerate(call.spec.inputs) if spec.dtype in VARIABLE}
-            ends = [_row_ends(call, strings.get(place), view) for place, view in enumerate(views)]
-            for start in range(0, call.rows, batch_max):
-                rows = min(batch_max, call.rows - start)
-                parted = [view[end[start] : end[start + rows]] for view, end in zip(views, ends, strict=True)]
+            for rows, parted in split(call.spec, call.rows, call.extents, tensors):
                 self._add(call, rows, parted)
         call.missing = len(call.parts)
         call.size = sum(map(len, tensors))
@@ -387,15 +380,3 @@ class RequestTable:
         assert not any(part.tensors or part.outputs for part in ended)
         assert self._ended_in_heap == sum(entry[2].answered for entry in self._deadlines)
         assert len(self._deadlines) - self._ended_in_heap == len(self._calls)
-
-
-def _row_ends(call: Call, strings: wire.TensorSpec | None, data: memoryview) -> Sequence[int]:
-    """Where each row of an input ends in its bytes, after a 0: row i has those from [i] to [i + 1].
-
-    `strings`: the input's spec, if it is one of strings or byte strings.
-    """
-    if strings is not None:
-        per_row = math.prod(row_shape(strings, call.spec.dims, call.extents))
-        return [0, *row_ends(data, call.rows, per_row)]
-    width = len(data) // call.rows
-    return range(0, (call.rows + 1) * width, width) if width else [0] * (call.rows + 1)
