@@ -198,22 +198,28 @@ class InputCheck:
             got = f"{len(items)} items" if isinstance(items, list) else "none" if items is None else "bin"
             text = f"{spec.name}: shape {tensor.shape} of {spec.dtype} is a list of {count} items; got {got}"
             raise self._refused(ErrorCode.BAD_DATA, text, where)
-        if spec.dtype == STRING:
-            self.text_bytes += tensor.data_bytes if frame is None else len(frame)
-            if self.text_bytes > TEXT_BYTES_MAX:
-                text = f"{spec.name}: the strings of a request take at most {TEXT_BYTES_MAX} bytes"
-                raise self._refused(ErrorCode.BAD_DATA, f"{text}; got {self.text_bytes}", where)
         try:
             if isinstance(items, list):
-                return packed_list(items, spec.dtype)
-            assert frame is not None
-            check_packed(frame, count, spec.dtype)
-            return frame
+                packed: bytes | memoryview = packed_list(items, spec.dtype)
+                self._text(len(packed), where, spec)
+            else:
+                assert frame is not None
+                self._text(len(frame), where, spec)
+                check_packed(frame, count, spec.dtype)
+                packed = frame
         except ElementFault as fault:
             if fault.place is None:
                 raise self._refused(ErrorCode.BAD_DATA, f"{spec.name}: {fault.text}", where) from None
             text = f"{spec.name}: element {fault.place} {fault.text}"
             raise self._refused(ErrorCode.BAD_DATA, text, f"{where}[{fault.place}]") from None
+        return packed
+
+    def _text(self, size: int, where: str, spec: wire.TensorSpec) -> None:
+        """Takes in how many bytes one more input of strings has."""
+        self.text_bytes += size if spec.dtype == STRING else 0
+        if self.text_bytes > TEXT_BYTES_MAX:
+            text = f"{spec.name}: the strings of a request take at most {TEXT_BYTES_MAX} bytes; got {self.text_bytes}"
+            raise self._refused(ErrorCode.BAD_DATA, text, where)
 
     def _refused(self, code: ErrorCode, text: str, where: str) -> RequestRefused:
         return RequestRefused(code, text, where, self.request.id)

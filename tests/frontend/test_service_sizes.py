@@ -285,7 +285,7 @@ HOSTILE: list[tuple[wire.ModelSpec, list[dict[str, Any]], str, str, tuple[Any, .
     (READER, [{"name": "text", "dtype": "string", "shape": [1_000_000], "data": [""] * 1_000_000}], "bad_data",
      "inputs[0].data", (16384, 1_000_000)),
     (READER, [{"name": "text", "dtype": "string", "shape": [1], "data": ["x" * 10_000_000]}], "bad_data",
-     "inputs[0].data", (8388608,)),
+     "inputs[0].data", (4194304,)),
 ]  # fmt: skip
 
 

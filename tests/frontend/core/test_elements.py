@@ -5,6 +5,8 @@ from typing import Any
 
 import msgpack
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from frontend.core import protocol
 from frontend.core.checks import Checked, InputRules
@@ -117,6 +119,24 @@ def test_text_in_a_frame_is_utf_8_in_each_element() -> None:
         check_packed(halves, 4, "string")
 
 
+@given(st.lists(st.text(max_size=5).map(str.encode) | st.binary(max_size=3), max_size=6))
+def test_packed_text_is_taken_exactly_if_each_element_is_text(elements: list[bytes]) -> None:
+    def is_text(element: bytes) -> bool:
+        try:
+            element.decode()
+        except UnicodeDecodeError:
+            return False
+        return True
+
+    wrong = next((place for place, element in enumerate(elements) if not is_text(element)), None)
+    try:
+        check_packed(memoryview(pack(elements)), len(elements), "string")
+        found = None
+    except ElementFault as fault:
+        found = fault.place
+    assert found == wrong
+
+
 @pytest.mark.parametrize(
     ("request_", "spec", "code", "field"),
     [
@@ -165,7 +185,7 @@ def test_strings_of_ten_megabytes_are_refused_with_the_limit(framed: bool) -> No
     body = texts(..., shape=[1]) if framed else texts([text])
     invalid = misfit(body, [pack([text.encode()])] if framed else [])
     assert (invalid.code, invalid.field) == ("bad_data", "inputs[0].data")
-    assert names(invalid.message, TEXT_BYTES_MAX)
+    assert names(invalid.message, TEXT_BYTES_MAX if framed else LISTED_BYTES_MAX)
 
 
 def test_byte_strings_of_ten_megabytes_travel_as_frames_and_not_in_lists() -> None:
