@@ -19,9 +19,10 @@ from frontend.core.window import Window
 from frontend.replies import Replies
 from frontend.results import ResultsPort
 from mesh import wire
-from mesh.codes import AnswerStatus, ErrorCode, RequestOutcome
+from mesh.codes import ActionCode, AnswerStatus, ErrorCode, RequestOutcome
 from mesh.process.runtime import Runtime
 
+TOO_LARGE = frozenset({ActionCode.BAD_BATCH})  # fewer rows of these extents fit together
 log = structlog.get_logger("frontend")
 
 
@@ -101,7 +102,7 @@ class ModelCalls:
             frames=len(part.tensors) if large else 0,
             client=call.asker,
             asked_id=str(call.asked_id or call.id)[: wire.ASKED_ID_MAX] if call.ask is None else "",
-            call=0 if part is call.parts[0] else call.parts[0].number,
+            call=0 if part.number == call.first else call.first or 0,
             extents=call.extents,
         )
         self.controllers.submit(model, message, part.tensors if large else ())
@@ -145,6 +146,15 @@ class ModelCalls:
         if again is not None:
             self._submit(again, time.monotonic())
             return
+        if refused.code in TOO_LARGE:
+            halves = self._requests.halve(refused.request, refused.attempt)
+            for half in halves:
+                self._submit(half, time.monotonic())
+            if halves:
+                self.controllers.cancel(
+                    controller, refused.request, RequestOutcome.IN_TIME
+                )  # the halves' outcome counts
+                return
         call = self._requests.refused(refused.request, refused.attempt)
         if call is None:
             if self._requests.ended(refused.request) and not self.controllers.told(refused.request):

@@ -45,6 +45,7 @@ class Call:
     extents: Extents = ()  # of its inputs, in the model's open dimensions
     rules: OutputRules | None = None  # for its outputs; None: their shapes are those of the spec
     malformed: str = ""  # why outputs that came were not those of the model
+    first: int | None = None  # number of its first part, which may be in halves by now; None: it has no parts
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -54,7 +55,7 @@ class Call:
     @property
     def number(self) -> int | None:
         """The number that a controller's log has of it: its first part's; None if it has no parts."""
-        return self.parts[0].number if self.parts else None
+        return self.first
 
     @property
     def submitted(self) -> bool:
@@ -181,10 +182,11 @@ class RequestTable:
     def start(self, call: Call, tensors: Sequence[bytes | memoryview]) -> list[CallPart]:
         """Gives an open call without parts its parts, and returns them, to be submitted."""
         if call.rows <= call.spec.batch_max:
-            self._add(call, call.rows, tensors)
+            call.parts.append(self._add(call, call.rows, tensors))
         else:
-            for rows, parted in split(call.spec, call.rows, call.extents, tensors):
-                self._add(call, rows, parted)
+            for rows, parted in split(call.spec, call.rows, call.extents, tensors, call.spec.batch_max):
+                call.parts.append(self._add(call, rows, parted))
+        call.first = call.parts[0].number
         call.missing = len(call.parts)
         call.size = sum(map(len, tensors))
         self.bytes_held += call.size
@@ -203,6 +205,7 @@ class RequestTable:
         """
         heir.parts, call.parts = call.parts, []
         heir.missing, call.missing = call.missing, 0
+        heir.first, call.first = call.first, None
         heir.size, call.size = call.size, 0
         self._shares.add_bytes(call.asker, -heir.size)
         self._shares.add_bytes(heir.asker, heir.size)
@@ -211,11 +214,32 @@ class RequestTable:
             part.inherited = True
         self._end(call)
 
-    def _add(self, call: Call, rows: int, tensors: Sequence[bytes | memoryview]) -> None:
+    def halve(self, number: int, attempt: int) -> Sequence[CallPart]:
+        """A part was refused for its rows, of which fewer fit together: two take its place, and are to be submitted.
+
+        None do if its model has no open dimensions, as then the spec says how many fit; or if it has one row; or if its
+        call has ended, or there is a later attempt.
+        """
+        part = self._parts.get(number)
+        if part is None or attempt < part.attempt or part.rows < 2 or not part.call.spec.dims:
+            return ()
+        call = part.call
+        most = (part.rows + 1) // 2
+        halves = [
+            self._add(call, rows, tensors)
+            for rows, tensors in split(call.spec, part.rows, call.extents, part.tensors, most)
+        ]
+        place = call.parts.index(part)
+        call.parts[place : place + 1] = halves
+        call.missing += len(halves) - 1
+        del self._parts[number]
+        part.tensors = ()
+        return halves
+
+    def _add(self, call: Call, rows: int, tensors: Sequence[bytes | memoryview]) -> CallPart:
         self._count += 1
-        part = CallPart(call, self._count, rows, tensors)
-        call.parts.append(part)
-        self._parts[part.number] = part
+        part = self._parts[self._count] = CallPart(call, self._count, rows, tensors)
+        return part
 
     def submitted(self, part: CallPart, controller: str) -> int:
         """Records that the part goes to this controller. Returns the number of the attempt."""
@@ -366,6 +390,7 @@ class RequestTable:
             assert all(part.call is call for part in call.parts)
             assert call.missing == sum(part.outputs is None for part in call.parts)
             assert call.missing > 0 or not call.parts
+            assert (call.first is None) == (not call.parts)
         open_parts = {p.number for call in calls for p in call.parts if p.outputs is None}
         assert open_parts == self._parts.keys()
         assert self.bytes_held == sum(call.size for call in calls if call.parts)

@@ -1,4 +1,4 @@
-"""The inputs of a request with more rows than a batch has, by parts. Pure."""
+"""The inputs of a request with more rows than a batch may have, by parts. Pure."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,9 +10,9 @@ from mesh.tensors import VARIABLE
 
 
 def split(
-    spec: wire.ModelSpec, rows: int, extents: Extents, tensors: Sequence[bytes | memoryview]
+    spec: wire.ModelSpec, rows: int, extents: Extents, tensors: Sequence[bytes | memoryview], most: int
 ) -> Iterator[tuple[int, list[memoryview]]]:
-    """Yields (rows, tensors) of each part, which has at most the model's largest batch; nothing is copied.
+    """Yields (rows, tensors) of each part, which has at most so many rows; nothing is copied.
 
     Strings must have passed their check: the bytes hold as many elements as there are due.
     """
@@ -26,6 +26,6 @@ def split(
         else:
             width = len(view) // rows
             ends.append(range(0, (rows + 1) * width, width) if width else [0] * (rows + 1))
-    for start in range(0, rows, spec.batch_max):
-        count = min(spec.batch_max, rows - start)
+    for start in range(0, rows, most):
+        count = min(most, rows - start)
         yield count, [view[end[start] : end[start + count]] for view, end in zip(views, ends, strict=True)]

@@ -179,6 +179,38 @@ async def test_models_tell_their_open_dimensions(tmp_path: Path) -> None:
         assert m["outputs"][0] == {"name": "boxes", "dtype": "float32", "shape": [-1, 2], "owner": "owner"}
 
 
+@on_loop
+async def test_rows_that_do_not_fit_together_at_their_length_are_asked_in_halves(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        await serve(at, ENCODER)
+        x = tokens(2, 512)
+        future = at.client.submit("m", x)
+        (whole,) = await at.controller.wait(wire.Submit, 1)
+        no = {"status": "failed", "code": "bad_batch", "message": "2 rows with seq 512 do not fit"}
+        at.controller.send(wire.Refused(request=whole.request, attempt=0, **no))
+        _, one, other = await at.controller.wait(wire.Submit, 3)
+        assert [(part.rows, part.extents, part.call) for part in (one, other)] == [(1, (512,), whole.request)] * 2
+        at.outputs(encoded(other), encoded(one))
+        prediction: Any = await future
+        assert np.array_equal(prediction["states"], x["ids"].astype(np.float32))
+        assert prediction.request == whole.request
+        cancels = await at.controller.wait(wire.Cancel, 1)
+        assert [(each.request, each.outcome) for each in cancels] == [(whole.request, "in_time")]
+
+
+@on_loop
+async def test_a_single_row_that_does_not_fit_is_told(tmp_path: Path) -> None:
+    async with mesh(tmp_path) as at:
+        await serve(at, ENCODER)
+        future = at.client.submit("m", tokens(1, 512))
+        (submit,) = await at.controller.wait(wire.Submit, 1)
+        no = {"status": "failed", "code": "bad_batch", "message": "1 rows with seq 512 do not fit"}
+        at.controller.send(wire.Refused(request=submit.request, attempt=0, **no))
+        failed = await future
+        assert isinstance(failed, Failed)
+        assert failed.code == "bad_batch"
+
+
 # -- strings ----------------------------------------------------------------------------------------------------------
 
 
