@@ -71,7 +71,7 @@ def from_bytes(data: memoryview, dtype: str, shape: Sequence[int], field: str) -
         except ElementFault as fault:
             at = "" if fault.place is None else f"element {fault.place} "
             raise HttpRefusal(f"{field}: {at}{fault.text}", ErrorCode.BAD_DATA, field) from None
-        return _objects(unpack(data, count), shape)
+        return _objects(unpack(data, count), dtype, shape)
     wanted = byte_count(dtype, shape)
     if len(data) != wanted:
         text = f"{field}: shape {list(shape)} of {NAMES[dtype]} is {wanted} bytes; got {len(data)}"
@@ -82,7 +82,7 @@ def from_bytes(data: memoryview, dtype: str, shape: Sequence[int], field: str) -
 def from_json(data: Any, dtype: str, shape: Sequence[int], field: str) -> Array:
     """The tensor of JSON numbers, or strings, nested as the shape or flat in row-major order. Raises: HttpRefusal."""
     if dtype in VARIABLE:
-        return _strings(data, shape, field)
+        return _strings(data, dtype, shape, field)
     count = math.prod(shape)
     if not isinstance(data, list):
         raise HttpRefusal(f"{field}: data is a list of numbers; got {type(data).__name__}", ErrorCode.BAD_DATA, field)
@@ -100,7 +100,7 @@ def from_json(data: Any, dtype: str, shape: Sequence[int], field: str) -> Array:
     return _cast(found, dtype, field).reshape(tuple(shape))
 
 
-def _strings(data: Any, shape: Sequence[int], field: str) -> Array:
+def _strings(data: Any, dtype: str, shape: Sequence[int], field: str) -> Array:
     """The array of JSON strings."""
     count = _count(shape, field)
     if not isinstance(data, list):
@@ -120,7 +120,7 @@ def _strings(data: Any, shape: Sequence[int], field: str) -> Array:
     if wrong is not None:
         text = f"{field}: BYTES are JSON strings; element {wrong} is {type(flat[wrong]).__name__}"
         raise HttpRefusal(text, ErrorCode.BAD_DATA, field)
-    return _objects(flat, shape)
+    return _objects(flat, dtype, shape)
 
 
 def _count(shape: Sequence[int], field: str) -> int:
@@ -132,9 +132,13 @@ def _count(shape: Sequence[int], field: str) -> int:
     return count
 
 
-def _objects(elements: Sequence[Any], shape: Sequence[int]) -> Array:
+def _objects(elements: Sequence[str | bytes], dtype: str, shape: Sequence[int]) -> Array:
+    """The array, of `str` for `string` and of `bytes` for `bytes`: by that the client knows what it is."""
     array = np.empty(len(elements), object)
-    array[:] = elements
+    if dtype == STRING:
+        array[:] = [element if isinstance(element, str) else element.decode() for element in elements]
+    else:
+        array[:] = [element.encode() if isinstance(element, str) else element for element in elements]
     return array.reshape(tuple(shape))
 
 
