@@ -59,14 +59,28 @@ def check_names(request: InferRequest) -> None:
         raise RequestRefused(ErrorCode.UNKNOWN_VERSION, text, "version", request.id)
 
 
+@dataclass(frozen=True, slots=True)
+class QuickRule:
+    """What a quick look at one input needs."""
+
+    place: int  # in the spec
+    dtype: str
+    rest: list[int]  # extents after the rows; of an open one ~i, i being its place among the model's dimensions
+    open: bool
+    unit_bytes: int  # of a row; with open extents: of an element
+
+
 class InputRules:
     """The rules for the inputs of one model, prepared for fast checks."""
 
     def __init__(self, spec: wire.ModelSpec, rows_max: int) -> None:
         self.spec = spec
         self.rows_max = rows_max
+        strings = any(tensor.dtype in VARIABLE for tensor in spec.inputs)
+        self._quick = {} if strings else {t.name: _quick_rule(i, t, spec.dims) for i, t in enumerate(spec.inputs)}
+        self._ranges = [(dim.least, dim.most) for dim in spec.dims]
         first = spec.inputs[0]
-        self._single = len(spec.inputs) == 1 and not any(first.dims) and first.dtype not in VARIABLE
+        self._single = len(spec.inputs) == 1 and not strings and not any(first.dims)
         self._name, self._dtype, self._rest = first.name, first.dtype, list(first.shape[1:])
         self._row_bytes = byte_count(first.dtype, self._rest) if self._single else 0
 
@@ -87,7 +101,57 @@ class InputRules:
                 and not isinstance(data, list)
             ):
                 return Checked(shape[0], [data])
+        elif len(request.inputs) == len(self._quick) and len(frames) in (0, len(self._quick)):
+            found = self._look(request.inputs, frames)
+            if found is not None:
+                return found
         return check_inputs(request, frames, self.spec, self.rows_max)
+
+    def _look(self, given: Sequence[RequestTensor], frames: Sequence[bytes | memoryview]) -> Checked | None:
+        """As `check`; None if something is wrong, or might be."""
+        rows = 0
+        extents = [0] * len(self._ranges)
+        tensors: dict[int, bytes | memoryview] = {}
+        for i, tensor in enumerate(given):
+            rule, shape = self._quick.get(tensor.name), tensor.shape
+            if rule is None or tensor.dtype != rule.dtype or not shape:
+                return None
+            size = self._unit(rule, shape, extents) if rule.open else rule.unit_bytes if shape[1:] == rule.rest else 0
+            rows = rows or shape[0]
+            inside = tensor.data
+            data = inside if not frames else frames[i] if inside is None else None
+            if not size or shape[0] != rows or data is None or isinstance(data, list) or len(data) != rows * size:
+                return None
+            tensors[rule.place] = data
+        if not 1 <= rows <= self.rows_max or len(tensors) < len(self._quick):
+            return None
+        return Checked(rows, [tensors[place] for place in range(len(tensors))], tuple(extents))
+
+    def _unit(self, rule: QuickRule, shape: Sequence[int], extents: list[int]) -> int:
+        """Bytes of a row with open extents, which enter `extents`; 0 if these cannot be."""
+        if len(shape) != len(rule.rest) + 1:
+            return 0
+        size = rule.unit_bytes
+        for wanted, extent in zip(rule.rest, shape[1:], strict=True):
+            if wanted < 0:
+                index = ~wanted
+                least, most = self._ranges[index]
+                if not extents[index] and least <= extent <= most:
+                    extents[index] = extent
+                wanted = extents[index]
+            if extent != wanted:
+                return 0
+            size *= extent
+        return size
+
+
+def _quick_rule(place: int, tensor: wire.TensorSpec, dims: Sequence[wire.Dim]) -> QuickRule:
+    rest = list(tensor.shape[1:])
+    if not any(tensor.dims):
+        return QuickRule(place, tensor.dtype, rest, False, byte_count(tensor.dtype, rest))
+    order = {dim.name: ~i for i, dim in enumerate(dims)}
+    named = [order.get(name, extent) for name, extent in zip(tensor.dims, rest, strict=True)]
+    return QuickRule(place, tensor.dtype, named, True, byte_count(tensor.dtype, ()))
 
 
 def check_inputs(

@@ -3,11 +3,13 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from frontend.core.checks import Checked, InputRules
+from frontend.core.checks import Checked, InputRules, check_inputs
 from frontend.core.protocol import RequestRefused
 from mesh import wire
-from tests.frontend.core.client_messages import ROWS_MAX, decode, infer
+from tests.frontend.core.client_messages import ROWS_MAX, decode, infer, outcome
 from tests.messages import names
 
 SEQ = wire.Dim(name="seq", least=2, most=512)
@@ -21,6 +23,11 @@ def model(*inputs: wire.TensorSpec, dims: tuple[wire.Dim, ...] = (SEQ,)) -> wire
 
 
 TEXT = model(IDS, MASK)
+FIXED = model(
+    wire.TensorSpec(name="ids", dtype="int64", shape=(-1, 3)),
+    wire.TensorSpec(name="mask", dtype="bool", shape=(-1, 3)),
+    dims=(),
+)
 PICTURE = model(IMAGE, dims=(wire.Dim(name="w", least=1, most=640), wire.Dim(name="h", least=1, most=480)))
 
 
@@ -91,3 +98,40 @@ def test_rows_differ_before_lengths_do() -> None:
     request = tokens(2, 7)
     request["inputs"][0]["shape"] = [1, 14]
     assert names(misfit(request).message, "rows", 1, 2)
+
+
+TENSORS = st.builds(
+    lambda name, dtype, shape, data: {"name": name, "dtype": dtype, "shape": shape, "data": data},
+    st.sampled_from(["ids", "mask", "ids"]),
+    st.sampled_from(["int64", "bool"]),
+    st.lists(st.sampled_from([-1, 0, 1, 2, 3, 512, 513]), max_size=3),
+    st.sampled_from([None, [], b"", bytes(2), bytes(3), bytes(4), bytes(16), bytes(24), bytes(32), bytes(48)]),
+)
+
+
+@given(
+    inputs=st.lists(TENSORS, max_size=3),
+    frames=st.lists(st.sampled_from([b"", bytes(2), bytes(3), bytes(16), bytes(24)]), max_size=2),
+    spec=st.sampled_from([TEXT, model(IDS), FIXED]),
+)
+def test_the_quick_check_and_the_thorough_one_always_agree(inputs: Any, frames: Any, spec: wire.ModelSpec) -> None:
+    request = decode(infer(inputs=inputs))
+    quick = outcome(InputRules(spec, ROWS_MAX).check, request, frames)
+    assert quick == outcome(check_inputs, request, frames, spec, ROWS_MAX)
+
+
+@pytest.mark.parametrize("framed", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+def test_good_requests_are_found_good_by_both_checks(framed: bool, turned: bool) -> None:
+    request = decode(tokens(2, 3))
+    if turned:
+        request.inputs.reverse()
+    data = [tensor.data for tensor in request.inputs]
+    if framed:
+        for tensor in request.inputs:
+            tensor.data = None
+    for spec in (TEXT, FIXED):
+        found = InputRules(spec, ROWS_MAX).check(request, data if framed else ())
+        assert found == check_inputs(request, data if framed else (), spec, ROWS_MAX)
+        assert [len(tensor) for tensor in found.tensors] == [48, 6]
+        assert found.extents == ((3,) if spec is TEXT else ())
