@@ -13,6 +13,7 @@ import numpy as np
 from frontend.core.elements import ELEMENTS_MAX, STRING, TEXT_BYTES_MAX, ElementFault, check_packed
 from mesh import wire
 from mesh.sizes import Extents, row_shape
+from mesh.strings import pack, unpack
 from mesh.tensors import VARIABLE, Array, byte_count, raw, view
 
 Buffer = bytes | memoryview
@@ -144,7 +145,7 @@ class OutputRules:
         tensor = self.spec.outputs[place]
         first = sum(part.shapes[place][0] for part in parts)
         rest = [part.shapes[place][1:] for part in parts]
-        if place in self._counts and tensor.dtype not in VARIABLE:
+        if place in self._counts:
             return self._join_counted(place, parts)
         if any(shape != rest[0] for shape in rest):
             raise OutputFault(f"{tensor.name} has other extents in some of its rows: {sorted(set(rest))[:4]}")
@@ -161,18 +162,28 @@ class OutputRules:
         return raw(np.concatenate(owners).astype("<i8"))
 
     def _join_counted(self, place: int, parts: Sequence[OutputPart]) -> tuple[Buffer, Shape]:
-        """All rows, each with room for the greatest number of elements that there is; the room left is zero."""
+        """All rows, each with room for the greatest number of elements that there is; the room left is zero, or b""."""
         tensor = self.spec.outputs[place]
-        arrays = [view(part.outputs[place], tensor.dtype, part.shapes[place]) for part in parts]
+        arrays = [_array(part.outputs[place], tensor.dtype, part.shapes[place]) for part in parts]
         if any(array.shape[2:] != arrays[0].shape[2:] for array in arrays):
             raise OutputFault(f"{tensor.name} has other extents in some of its rows")
         shape = (sum(map(len, arrays)), max(array.shape[1] for array in arrays), *arrays[0].shape[2:])
-        whole = np.zeros(shape, arrays[0].dtype)
+        strings = tensor.dtype in VARIABLE
+        whole: Array = np.full(shape, b"", object) if strings else np.zeros(shape, arrays[0].dtype)
         at = 0
         for array in arrays:
             whole[at : at + len(array), : array.shape[1]] = array
             at += len(array)
-        return raw(whole), shape
+        return pack(whole.flat) if strings else raw(whole), shape
+
+
+def _array(data: Buffer, dtype: str, shape: Shape) -> Array:
+    """The output; of strings, an array of bytes objects."""
+    if dtype not in VARIABLE:
+        return view(data, dtype, shape)
+    array = np.empty(math.prod(shape), object)
+    array[:] = unpack(data, len(array))
+    return array.reshape(shape)
 
 
 def _check_range(numbers: Array, most: int, name: str) -> None:

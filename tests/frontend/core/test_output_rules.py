@@ -158,6 +158,18 @@ def test_rows_of_parts_have_room_for_the_greatest_count_of_all() -> None:
     assert made.checked(3, (3,), shapes, [scores, found]) == shapes
 
 
+def test_strings_that_are_found_are_filled_up_with_empty_ones() -> None:
+    made = rules(wire.TensorSpec(name="words", dtype="string", shape=(-1, 5), count="found"), FOUND)
+    parts = [
+        OutputPart(1, [pack([b"a"]), ints(1)], ((1, 1), (1,))),
+        OutputPart(1, [pack([b"b", b"c"]), ints(2)], ((1, 2), (1,))),
+    ]
+    (words, found), shapes = made.joined(parts)
+    assert shapes == ((2, 2), (2,))
+    assert unpack(words, 4) == [b"a", b"", b"b", b"c"]
+    assert made.checked(2, (3,), shapes, [words, found]) == shapes
+
+
 def test_parts_of_other_extents_do_not_go_together() -> None:
     made = rules(OWN, exact=True)
     parts = [OutputPart(1, [floats(1, n, 2)], ((1, n, 2),)) for n in (2, 3)]
