@@ -153,8 +153,12 @@ class ErrorCode(Coded):
     UNKNOWN_VERSION = "unknown_version", 404, False, "the message says which version is deployed", AnswerStatus.INVALID
     BAD_INPUTS = "bad_inputs", None, False, "not the names of the model's inputs", AnswerStatus.INVALID
     BAD_DTYPE = "bad_dtype", None, False, "not the dtype of the model's input", AnswerStatus.INVALID
-    BAD_SHAPE = "bad_shape", None, False, "not the shape of the model's input, or too many rows", AnswerStatus.INVALID
-    BAD_DATA = "bad_data", None, False, "the bytes, or numbers, do not fit dtype and shape", AnswerStatus.INVALID
+    BAD_SHAPE = "bad_shape", None, False, (
+        "not the shape of the model's input, an extent out of range, inputs that disagree, or too many rows"
+    ), AnswerStatus.INVALID  # fmt: skip
+    BAD_DATA = "bad_data", None, False, (
+        "the bytes, numbers or strings do not fit dtype and shape, or strings are too many or too long"
+    ), AnswerStatus.INVALID  # fmt: skip
     BAD_FRAMES = "bad_frames", None, False, "not one frame for each tensor", AnswerStatus.INVALID
     BAD_SLO = "bad_slo", None, False, "`slo_ms` is out of range", AnswerStatus.INVALID
     BAD_WEIGHT = "bad_weight", None, False, "`weight` is out of range", AnswerStatus.INVALID
