@@ -109,11 +109,11 @@ class Apart:
             if spec.owner:
                 found = output[named[spec.owner] == row]
             else:
-                cut = (None if n < 0 else n for n in row_shape(spec, self._sizing.dims, own))
-                found = output[(row, *(slice(n) for n in cut))]
+                cut = row_shape(spec, self._sizing.dims, own)
+                found = output[row][tuple(slice(None if extent < 0 else extent) for extent in cut)]
                 found = found[: int(named[spec.count][row])] if spec.count else found
             kept = tuple(slice(min(n, there)) for n, there in zip(self._shapes[i], found.shape, strict=True))
-            whole[(row, *kept)] = found[kept]
+            whole[row][kept] = found[kept]
         return whole
 
     def lone(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpu_worker.packages.batches import ROWS
 from gpu_worker.packages.declared import BATCH_BYTES_MAX, BATCH_MAX, TENSORS_MAX, dims_of
 from gpu_worker.packages.importing.signature import check_names
 from gpu_worker.packages.opening import dims_faults, known_dims, pad_fault, sizes, unused_faults
 from gpu_worker.packages.sizing import Sizing
-from gpu_worker.packages.trials import ROWS
 from mesh import wire
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
@@ -131,22 +131,35 @@ def check(
     faults = options.faults + opening.faults
     if outputs is not None and not is_list(outputs):
         faults.append(f'outputs must be a list of names, as ["scores"]; got {outputs!r}')
-    if not isinstance(inputs, Mapping):
-        faults.append(f"inputs must be {{name: (dtype, shape of one row)}}, as {EXAMPLE}; got {inputs!r}")
-    elif not 1 <= len(inputs) <= TENSORS_MAX:
-        faults.append(f"inputs must have 1 to {TENSORS_MAX} tensors; got {len(inputs)}")
-    else:
-        for name, about in inputs.items():
-            fault = _input_fault(name, about, options.batch_max, opening.dims)
-            faults += [fault] if fault else []
-        shapes = [about[1] for about in inputs.values() if _is_pair(about) and is_list(about[1])]
-        faults += unused_faults(opening.dims, shapes)
-        faults += opening.pad_faults({name: about for name, about in inputs.items() if _is_pair(about)})
+    faults += _inputs_faults(inputs, options.batch_max, opening)
     if faults:
         raise PackageError(printable(place), faults, PackageCode.BAD_ARGUMENT)
     check_names(place, "inputs", list(inputs))
     check_names(place, "outputs", outputs or ())
     return opening.sizing(inputs)
+
+
+def check_inputs(
+    place: str, inputs: Mapping[str, tuple[str, Sequence[int | str]]], batch_max: int, opening: Opening
+) -> Sizing:
+    """Returns the inputs that a file has as clients see them, and their open dimensions. Raises: as `check`."""
+    faults = _inputs_faults(inputs, batch_max, opening)
+    if faults:
+        raise PackageError(printable(place), faults, PackageCode.BAD_ARGUMENT)
+    check_names(place, "inputs", list(inputs))
+    return opening.sizing(inputs)
+
+
+def _inputs_faults(inputs: object, batch_max: int, opening: Opening) -> list[str]:
+    if not isinstance(inputs, Mapping):
+        return [f"inputs must be {{name: (dtype, shape of one row)}}, as {EXAMPLE}; got {inputs!r}"]
+    if not 1 <= len(inputs) <= TENSORS_MAX:
+        return [f"inputs must have 1 to {TENSORS_MAX} tensors; got {len(inputs)}"]
+    found = (_input_fault(name, about, batch_max, opening.dims) for name, about in inputs.items())
+    faults = [fault for fault in found if fault]
+    shapes = [about[1] for about in inputs.values() if _is_pair(about) and is_list(about[1])]
+    faults += unused_faults(opening.dims, shapes)
+    return faults + opening.pad_faults({name: about for name, about in inputs.items() if _is_pair(about)})
 
 
 def is_list(value: object) -> bool:

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from gpu_worker.packages.batches import Draw
 from gpu_worker.packages.comparing import Run, finite_share
 from gpu_worker.packages.importing.arrays import array_of, arrays_of, cast
 from gpu_worker.packages.sizing import LARGE_POSITIONS, NOTHING_OPEN, Sizing
-from gpu_worker.packages.trials import Draw, Trial, check
+from gpu_worker.packages.trials import Trial, check
 from mesh import wire
 from mesh.codes import PackageCode
 from mesh.errors import PackageError

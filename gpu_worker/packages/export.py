@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gpu_worker.devices.execution.building import build
-from gpu_worker.packages import arguments, examples, trials
+from gpu_worker.packages import arguments, batches, examples, trials
 from gpu_worker.packages.apart import of_extents
+from gpu_worker.packages.batches import TrialBatch
 from gpu_worker.packages.comparing import Rounding, amount, difference, same, tolerance
 from gpu_worker.packages.declared import MANIFEST
 from gpu_worker.packages.importing.programs import NotExported, Program, export, read
@@ -31,7 +32,7 @@ from gpu_worker.packages.package import Package, read_package
 from gpu_worker.packages.reading import graphs
 from gpu_worker.packages.reading.graphs import UnsafeProgram
 from gpu_worker.packages.stored import EXAMPLE, WEIGHTS
-from gpu_worker.packages.trials import Trial, TrialBatch, counted, named
+from gpu_worker.packages.trials import Trial, counted, named
 from gpu_worker.packages.writing import manifest_text, staged
 from mesh import wire
 from mesh.codes import PackageCode
@@ -107,9 +108,9 @@ def _seen_equal(original: Original, author: Author) -> Program:
     Raises: PackageError.
     """
     place, batch_max, draw = original.place, original.batch_max, original.draw
-    example = draw(min(2, batch_max), torch.Generator().manual_seed(trials.SEED))
+    example = draw(min(2, batch_max), torch.Generator().manual_seed(batches.SEED))
     sizing, outputs = original.sizing, original.outputs
-    trial = Trial(draw, batch_max, examples.filling(draw, sizing, trials.SEED + 1), sizing=sizing)
+    trial = Trial(draw, batch_max, examples.filling(draw, sizing, batches.SEED + 1), sizing=sizing)
     try:
         expected = original.expected(trial)
     except PackageError as error:

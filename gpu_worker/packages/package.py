@@ -106,12 +106,11 @@ def tensors_told(tensors: Sequence[wire.TensorSpec]) -> bytes:
 
     So versions that were served before there were open dimensions keep their digests.
     """
-    told = [[spec.name, spec.dtype, spec.shape] for spec in tensors]
-    for spec, one in zip(tensors, told, strict=True):
-        more = [spec.dims, spec.pad, spec.owner, spec.count]
-        if more != [(), 0.0, "", ""]:
-            one += more
-    return msgspec.json.encode(told)
+    told = [(spec.name, spec.dtype, spec.shape) for spec in tensors]
+    more = [(spec.dims, spec.pad, spec.owner, spec.count) for spec in tensors]
+    return msgspec.json.encode(
+        [one + others if others != ((), 0.0, "", "") else one for one, others in zip(told, more, strict=True)]
+    )
 
 
 def read_package(repository: Path, ref: str, factory_allow: tuple[str, ...]) -> Package:

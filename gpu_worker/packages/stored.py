@@ -71,10 +71,11 @@ def check_example(file: Path, spec: wire.ModelSpec, faults: Faults) -> None:
     shapes = {name: (_NAMES.get(tensor.dtype, ""), list(tensor.shape)) for name, tensor in found.items()}
     rows = {shape[0] if shape else 0 for _, shape in shapes.values()}
     extents = _extents(spec, {name: shape[1:] for name, (_, shape) in shapes.items()})
-    wanted = {
-        tensor.name: (tensor.dtype, list(row_shape(tensor, spec.dims, extents)))
-        for tensor in (spec.inputs if extents is not None else ())
-    }
+    wanted = (
+        {tensor.name: (tensor.dtype, list(row_shape(tensor, spec.dims, extents))) for tensor in spec.inputs}
+        if extents is not None
+        else None
+    )
     fits = {name: (dtype, shape[1:]) for name, (dtype, shape) in shapes.items()} == wanted
     if not fits or len(rows) != 1 or min(rows) < 1:
         faults.append(

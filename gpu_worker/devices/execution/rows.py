@@ -7,11 +7,11 @@ import torch
 
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.packages import examples
+from gpu_worker.packages.batches import Draw
 from gpu_worker.packages.comparing import Run
 from gpu_worker.packages.package import Package
 from gpu_worker.packages.reading.tensors import Stored, read_tensors
 from gpu_worker.packages.stored import EXAMPLE_BYTES_MAX
-from gpu_worker.packages.trials import Draw
 from mesh import wire
 from mesh.errors import PackageError
 from mesh.tensors import byte_count

@@ -101,9 +101,9 @@ class _Lifted(nn.Module):
         with ignoring_guards():
             for other in inputs[1:]:  # otherwise torch learns only at the end that the inputs share this dimension
                 torch._check(other.shape[0] == inputs[0].shape[0])  # type: ignore[no-untyped-call]
-            for first, *others in _places(sizing).values():
-                for other in others:
-                    torch._check(_extent(inputs, other) == _extent(inputs, first))  # type: ignore[no-untyped-call]
+            for first, *more in _places(sizing).values():
+                for place in more:
+                    torch._check(_extent(inputs, place) == _extent(inputs, first))  # type: ignore[no-untyped-call]
         args, kwargs = binding.arguments(inputs)
         with _AsWritten():
             found = functional_call(module, weights, args, kwargs, tie_weights=False)
@@ -134,11 +134,20 @@ class _AsWritten(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch._C._set_grad_enabled:
             return None
+        if func in PACKING:
+            raise _Packed
         if func in PARTING:
             found = _slices(PARTING[func](*args, **(kwargs or {})))
             if found is not None:
                 return found
         return func(*args, **(kwargs or {}))
+
+
+class _Packed(Exception):
+    """`forward` packs sequences: the length of what that gives depends on the values of tensors."""
+
+
+PACKING = {torch._C._VariableFunctions._pack_padded_sequence}
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +349,13 @@ def _not_exported(place: str, error: Exception, guarded: str) -> NotExported:
         why = (
             f"forward decides by the values of a tensor{where}, which a graph cannot do: use torch.where in place of "
             "if, while, int() and float(), or serve the function as a container"
+        )
+    elif isinstance(error, _Packed):
+        code = PackageCode.NOT_EXPORTABLE
+        why = (
+            f"forward packs sequences{where}, which no graph can hold. Give the layer the sequences as they are, "
+            "filled up at their end, and take of its steps the one at lengths - 1 (gather), or mask them; a layer that "
+            "runs backwards, too, needs a container"
         )
     else:
         code = PackageCode.NOT_EXPORTABLE

@@ -7,8 +7,9 @@ import msgspec
 import torch
 
 from gpu_worker.packages.apart import detection_faults, free, of_extents
+from gpu_worker.packages.batches import SEED, Draw
 from gpu_worker.packages.sizing import Sizing
-from gpu_worker.packages.trials import INDEPENDENT, SEED, Draw, counted, named
+from gpu_worker.packages.trials import INDEPENDENT, counted, named
 from mesh import wire
 from mesh.codes import PackageCode
 from mesh.errors import PackageError

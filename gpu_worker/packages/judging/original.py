@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpu_worker.packages import examples, trials
+from gpu_worker.packages import batches, examples, trials
 from gpu_worker.packages.apart import free, of_extents
+from gpu_worker.packages.batches import Draw, TrialBatch
 from gpu_worker.packages.comparing import TOLERANCE
 from gpu_worker.packages.importing.quiet import authors_line
 from gpu_worker.packages.importing.shapes import Seen, check_batch, counts, output_spec, output_specs, probes
@@ -23,7 +24,7 @@ from gpu_worker.packages.importing.signature import (
 )
 from gpu_worker.packages.judging.behaviour import ModuleState, check_repeats
 from gpu_worker.packages.sizing import Sizing
-from gpu_worker.packages.trials import Draw, Trial, TrialBatch, counted
+from gpu_worker.packages.trials import Trial, counted
 from mesh import wire
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
@@ -63,7 +64,7 @@ class Original:
         if self.sizing.dims or tellers:
             self._look_open(names, tellers or {})
             return
-        generator = torch.Generator().manual_seed(trials.SEED)
+        generator = torch.Generator().manual_seed(batches.SEED)
         rows = counts(self.batch_max)
         few, more = (self._called(self.draw(count, generator), count) for count in rows)
         named = output_names(self.place, few, names)
@@ -90,7 +91,7 @@ class Original:
             seen.append(Seen(rows, extents, tensors_of(value, rows)))
         self._state.check()
         self.outputs = output_specs(self.place, named, self.sizing, tellers, seen)
-        self._known = (seen[0].outputs, seen[0].rows)
+        self._known = (list(seen[0].outputs), seen[0].rows)
 
     def expected(self, trial: Trial) -> list[list[torch.Tensor]]:
         """Returns what the module gives for each batch, after checking that it depends on the batch alone.
@@ -131,7 +132,7 @@ class Original:
         if example is not None:
             kept = examples.given(self.place, self.specs, example, self.batch_max, self.sizing)
         why: Exception | None = None
-        rows, generator = min(2, self.batch_max), partial(torch.Generator().manual_seed, trials.SEED)
+        rows, generator = min(2, self.batch_max), partial(torch.Generator().manual_seed, batches.SEED)
         for binding in self._ways:
             self.binding = binding
             if kept is None:
