@@ -14,7 +14,7 @@ import torch
 from gpu_worker.packages.batches import Draw
 from gpu_worker.packages.comparing import Run, finite_share
 from gpu_worker.packages.importing.arrays import array_of, arrays_of, cast
-from gpu_worker.packages.sizing import LARGE_POSITIONS, NOTHING_OPEN, Sizing
+from gpu_worker.packages.sizing import LARGE_POSITIONS, NOTHING_OPEN, Sizing, told
 from gpu_worker.packages.trials import Trial, check
 from mesh import wire
 from mesh.codes import PackageCode
@@ -225,6 +225,14 @@ class _Search:
             self._shares[chosen] = self._try(chosen)
         return self._shares[chosen]
 
+    def _run_at(self, row: Sequence[torch.Tensor], extents: Extents) -> None:
+        try:
+            self._run(row)
+        except PackageError:
+            raise
+        except Exception as error:
+            raise ExtentsFailed(error, told(self._sizing.dims, extents)).with_traceback(error.__traceback__) from None
+
     def _try(self, chosen: tuple[ValueKind, ...]) -> float | None:
         sizing, generator = self._sizing, torch.Generator().manual_seed(SEED)
         source = Drawn(self._specs, chosen, sizing)
@@ -233,7 +241,7 @@ class _Search:
             batches = [*zip(*(torch.split(tensor, self._rows) for tensor in drawn), strict=True)]
             share = min(finite_share(self._run(batch)) for batch in batches)
             for extents in dict.fromkeys((sizing.least, sizing.top(LARGE_POSITIONS))) if sizing.dims else ():
-                self._run(source.draw(1, generator, extents))
+                self._run_at(source.draw(1, generator, extents), extents)
             return share
         except PackageError:
             raise
@@ -242,8 +250,18 @@ class _Search:
             return None
 
 
+class ExtentsFailed(Exception):
+    """A model fails on inputs of some extents; `error` is what it raised, `told` the extents."""
+
+    def __init__(self, error: Exception, told: str) -> None:
+        super().__init__(str(error))
+        self.error, self.told = error, told
+
+
 def message_of(error: BaseException) -> str:
     """Returns the type and the first line of a foreign error. The rest of it is for those who wrote what raised it."""
+    if isinstance(error, ExtentsFailed):
+        return f"{message_of(error.error)}, with {error.told}"
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {line[:200].rstrip('.')}" if line else type(error).__name__
 
@@ -251,7 +269,7 @@ def message_of(error: BaseException) -> str:
 def not_run(why: str) -> str:
     """Returns the message for a model that fails on random inputs."""
     return (
-        f"the model fails on random inputs: {why}. Are names, dtypes and shapes right? If only some values "
+        f"the model fails on random inputs: {why}. Are names, dtypes, shapes and dims right? If only some values "
         "are valid, give such rows: example={input: array}, two rows or more"
     )
 

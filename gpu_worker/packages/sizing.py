@@ -101,6 +101,13 @@ class Sizing:
         whole[tuple(slice(extent) for extent in tensor.shape)] = tensor
         return whole
 
+    def zeros(self, rows: int, extents: Extents) -> list[torch.Tensor]:
+        """Returns so many rows of zeros of each input, of these extents."""
+        return [
+            torch.zeros((rows, *row_shape(spec, self.dims, extents)), dtype=getattr(torch, spec.dtype))
+            for spec in self.inputs
+        ]
+
     def fitted(self, inputs: Sequence[torch.Tensor], extents: Extents) -> list[torch.Tensor]:
         """Returns the inputs cut to these extents, or repeated up to them.
 

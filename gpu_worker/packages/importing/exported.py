@@ -242,7 +242,7 @@ def _input_fault(name: str, value: StoredTensor | None, ranges: Mapping[str, Sto
     told = [symbol or ("computed" if extent is None else extent) for extent, symbol in zip(shape, own, strict=True)]
     if not shape:
         return f"input {name} has no dimensions, and its first must be the batch"
-    if "computed" in told:
+    if "computed" in told[1:]:
         return f"input {name} is {told}: an open dimension must be one of its own, not computed from others"
     if own[0] and own[0] in own[1:]:
         return f"input {name} is {told}: a dimension beside the batch has the extent of the batch"
