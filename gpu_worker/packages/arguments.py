@@ -117,6 +117,11 @@ class Opening:
         return Sizing(specs, dims, self.exact)
 
 
+def opening_of(dims: Any, pad: Any, exact: Any, rows: Any) -> Opening:
+    """Returns what was given; None is nothing."""
+    return Opening(*({} if given is None else given for given in (dims, pad)), exact, {} if rows is None else rows)
+
+
 def check(
     place: str,
     inputs: Mapping[str, tuple[str, Sequence[int | str]]],

@@ -85,7 +85,7 @@ def write_package(
     repository, place = Path(repository), f"{name}:{version}"
     labels, description = () if labels is None else labels, "" if description is None else description
     options = arguments.PackageOptions(name, version, batch_max, slo_ms, labels, cache, description)
-    opening = arguments.Opening(dims or {}, pad or {}, exact, rows or {})
+    opening = arguments.opening_of(dims, pad, exact, rows)
     sizing = arguments.check(place, inputs, outputs, options, opening)
     author = Author(place, module)
     with quiet(), author.restored() as plain:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file as save_tensors
 from gpu_worker.devices.execution.onnx import ORT_DTYPES, OnnxForward, message_of, open_session, require
 from gpu_worker.packages import batches, examples, trials
 from gpu_worker.packages.apart import of_extents
-from gpu_worker.packages.arguments import Opening, PackageOptions, check_inputs, printable
+from gpu_worker.packages.arguments import Opening, PackageOptions, check_inputs, opening_of, printable
 from gpu_worker.packages.comparing import Run, same, tolerance
 from gpu_worker.packages.declared import MANIFEST, TENSORS_MAX
 from gpu_worker.packages.importing.shapes import Seen, counts, output_spec, output_specs, probes
@@ -80,7 +80,7 @@ def write_onnx_package(
     place = f"{name}:{version} ({file.name})"
     labels, description = () if labels is None else labels, "" if description is None else description
     options = PackageOptions(name, version, batch_max, slo_ms, labels, cache, description)
-    opening = Opening(dims or {}, pad or {}, exact, rows or {})
+    opening = opening_of(dims, pad, exact, rows)
     faults = options.faults + opening.faults
     if faults:
         raise PackageError(printable(place), faults, PackageCode.BAD_ARGUMENT)
