@@ -119,7 +119,7 @@ class Opening:
 
 def opening_of(dims: Any, pad: Any, exact: Any, rows: Any) -> Opening:
     """Returns what was given; None is nothing."""
-    return Opening(*({} if given is None else given for given in (dims, pad)), exact, {} if rows is None else rows)
+    return Opening({} if dims is None else dims, {} if pad is None else pad, exact, {} if rows is None else rows)
 
 
 def check(

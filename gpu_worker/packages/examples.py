@@ -225,12 +225,15 @@ class _Search:
             self._shares[chosen] = self._try(chosen)
         return self._shares[chosen]
 
-    def _run_at(self, row: Sequence[torch.Tensor], extents: Extents) -> None:
+    def _run_at(self, rows: Sequence[torch.Tensor], extents: Extents) -> Sequence[torch.Tensor]:
+        """Returns the outputs. Raises: ExtentsFailed, of a model with open dimensions."""
         try:
-            self._run(row)
+            return self._run(rows)
         except PackageError:
             raise
         except Exception as error:
+            if not extents:
+                raise
             raise ExtentsFailed(error, told(self._sizing.dims, extents)).with_traceback(error.__traceback__) from None
 
     def _try(self, chosen: tuple[ValueKind, ...]) -> float | None:
@@ -239,7 +242,7 @@ class _Search:
         drawn = source.draw(TRIED_ROWS, generator)
         try:
             batches = [*zip(*(torch.split(tensor, self._rows) for tensor in drawn), strict=True)]
-            share = min(finite_share(self._run(batch)) for batch in batches)
+            share = min(finite_share(self._run_at(batch, sizing.usual)) for batch in batches)
             for extents in dict.fromkeys((sizing.least, sizing.top(LARGE_POSITIONS))) if sizing.dims else ():
                 self._run_at(source.draw(1, generator, extents), extents)
             return share

@@ -88,7 +88,9 @@ def write_onnx_package(
     original = open_session(str(file), place, PackageCode.NOT_ONNX)
     sizing = _inputs(place, original, batch_max, opening)
     specs, inputs = sizing.inputs, [spec.name for spec in sizing.inputs]
-    onnx_graphs.check(place, model, set(inputs), batch_max, _sure(original, inputs), _constants(model).get)
+    told_apart = {name for pair in opening.rows.items() for name in pair}  # they are tried, and need no first dimension
+    sure = _sure(original, inputs) | told_apart
+    onnx_graphs.check(place, model, set(inputs), batch_max, sure, _constants(model).get)
     _check_kinds(place, original)
     whole = OnnxForward(original, inputs)
     draw = _drawn(place, sizing, whole, example, batch_max)
