@@ -26,7 +26,7 @@ from gpu_worker.packages.apart import of_extents
 from gpu_worker.packages.arguments import Opening, PackageOptions, check_inputs, opening_of, printable
 from gpu_worker.packages.comparing import Run, same, tolerance
 from gpu_worker.packages.declared import MANIFEST, TENSORS_MAX
-from gpu_worker.packages.importing.shapes import Seen, counts, output_spec, output_specs, probes
+from gpu_worker.packages.importing.shapes import Probed, counts, output_spec, output_specs, probes
 from gpu_worker.packages.importing.signature import check_names
 from gpu_worker.packages.judging import onnx_graphs
 from gpu_worker.packages.package import Package, read_package
@@ -371,7 +371,7 @@ def _open_outputs(
     for inputs in probes(draw, sizing, batch_max):
         extents = sizing.of(inputs)
         try:
-            seen.append(Seen(len(inputs[0]), extents, _whole(forward, inputs)))
+            seen.append(Probed(len(inputs[0]), extents, _whole(forward, inputs)))
         except RuntimeError as error:
             of = f"{trials.counted(len(inputs[0]))}{of_extents(sizing, extents)}"
             why = f"the graph fails on {of}: {examples.message_of(error)}. It must take any extents that dims allows"

@@ -37,7 +37,7 @@ def output_spec(place: str, name: str, few: torch.Tensor, more: torch.Tensor, ro
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Probed:
     """Outputs that a model gave for some rows."""
 
     rows: int
@@ -55,7 +55,7 @@ def probes(draw: Draw, sizing: Sizing, batch_max: int) -> Iterator[list[torch.Te
 
 
 def output_specs(
-    place: str, names: Sequence[str], sizing: Sizing, tellers: Mapping[str, str], seen: Sequence[Seen]
+    place: str, names: Sequence[str], sizing: Sizing, tellers: Mapping[str, str], seen: Sequence[Probed]
 ) -> list[wire.TensorSpec]:
     """Returns dtype and shape of each output, and what of it belongs to a row. `tellers`: {output: what tells rows}.
 
@@ -71,7 +71,7 @@ def output_specs(
     return found
 
 
-def _first_spec(place: str, name: str, at: int, seen: Sequence[Seen]) -> wire.TensorSpec:
+def _first_spec(place: str, name: str, at: int, seen: Sequence[Probed]) -> wire.TensorSpec:
     """Returns a spec of the output's dtype, without its shape. Raises: PackageError, code bad_outputs."""
     dtypes = sorted({_dtype(one.outputs[at]) for one in seen})
     if len(dtypes) > 1:
@@ -84,7 +84,7 @@ def _first_spec(place: str, name: str, at: int, seen: Sequence[Seen]) -> wire.Te
 
 
 def open_spec(
-    place: str, spec: wire.TensorSpec, sizing: Sizing, seen: Sequence[Seen], at: int, *, loose: bool
+    place: str, spec: wire.TensorSpec, sizing: Sizing, seen: Sequence[Probed], at: int, *, loose: bool
 ) -> wire.TensorSpec:
     """Returns the spec of an output with the open dimensions that it bears: found by running, never guessed.
 
@@ -125,7 +125,7 @@ def open_spec(
 
 
 def detecting(
-    place: str, specs: Sequence[wire.TensorSpec], rows: Mapping[str, str], seen: Sequence[Seen]
+    place: str, specs: Sequence[wire.TensorSpec], rows: Mapping[str, str], seen: Sequence[Probed]
 ) -> list[wire.TensorSpec]:
     """Returns the specs, each with the output that tells its elements apart. `rows`: {output: that output}.
 

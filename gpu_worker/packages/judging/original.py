@@ -13,7 +13,7 @@ from gpu_worker.packages.apart import free, of_extents
 from gpu_worker.packages.batches import Draw, TrialBatch
 from gpu_worker.packages.comparing import TOLERANCE
 from gpu_worker.packages.importing.quiet import authors_line
-from gpu_worker.packages.importing.shapes import Seen, check_batch, counts, output_spec, output_specs, probes
+from gpu_worker.packages.importing.shapes import Probed, check_batch, counts, output_spec, output_specs, probes
 from gpu_worker.packages.importing.signature import (
     Binding,
     check_outputs,
@@ -88,7 +88,7 @@ class Original:
                 why = f"forward returns {', '.join(found)} and {', '.join(named)}: which must not depend on the rows"
                 raise PackageError(self.place, [why], PackageCode.BAD_OUTPUTS)
             named = found
-            seen.append(Seen(rows, extents, tensors_of(value, rows)))
+            seen.append(Probed(rows, extents, tensors_of(value, rows)))
         self._state.check()
         self.outputs = output_specs(self.place, named, self.sizing, tellers, seen)
         self._known = (list(seen[0].outputs), seen[0].rows)

@@ -10,7 +10,9 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 from torch.export import Dim
+from typer.testing import CliRunner
 
+from gearmesh.cli.main import app
 from gpu_worker.devices.execution.executables import load_forward, read_image, views
 from gpu_worker.packages.importing.onnx_files import write_onnx_package
 from gpu_worker.packages.importing.sources import Source, import_model
@@ -129,6 +131,15 @@ def test_detections_of_a_file_are_told_apart_by_their_owner(tmp_path: Path) -> N
         ("boxes", (-1,), "owner"),
         ("owner", (-1,), ""),
     ]
+
+
+def test_the_command_takes_ranges_and_shows_names(tmp_path: Path) -> None:
+    file = written(tmp_path / "m.onnx", SUMMED, table=TABLE, **AXES)
+    words = ["import", str(file), "m", "--dim", "S=1:60", "--pad", "ids=1", "--batch-max", "4"]
+    result = CliRunner().invoke(app, [*words, "--repository", str(tmp_path / "r")])
+    assert result.exit_code == 0, result.output
+    assert "ids: int64 [-1, 'S']" in result.stdout
+    assert "each: float32 [-1, 'S', 4]" in result.stdout
 
 
 # -- FILE.pt2 ---------------------------------------------------------------------------------------------------------
