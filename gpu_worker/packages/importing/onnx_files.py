@@ -226,7 +226,7 @@ def _inputs(place: str, session: Any, batch_max: int, opening: Opening) -> Sizin
     free = dict.fromkeys(n for _, row in found.values() for n in row if isinstance(n, str))
     unknown = [name for name in free if name not in opening.dims]
     if unknown:
-        listed = "; ".join(f"{name} is {['batch', *row]}" for name, (_, row) in found.items())
+        listed = "; ".join(f"input {name} is {['batch', *row]}" for name, (_, row) in found.items())
         options = " ".join(f"--dim {name}=1:512" for name in unknown)
         why = (
             f"the graph has free dimensions beside the batch ({listed}): say the least and the greatest extent of "
@@ -334,7 +334,7 @@ def _drawn(
         assert why is not None
         fewest, _ = examples.find(specs, partial(_whole, forward), 1, sizing) if batch_max > 1 else (None, None)
         if fewest is not None:
-            raise _fixed(place, why)
+            raise _fixed(place, why, sizing)
         raise PackageError(place, [examples.not_run(examples.message_of(why))], PackageCode.FORWARD_FAILED)
     return drawn.draw
 
@@ -355,7 +355,7 @@ def _outputs(
         except RuntimeError as error:
             why = why or error
     if why is not None and found:
-        raise _fixed(place, why)
+        raise _fixed(place, why, sizing)
     if why is not None:
         raise PackageError(place, [f"the graph fails: {examples.message_of(why)}"], PackageCode.FORWARD_FAILED)
     few, more = found[0], found[len(set(rows)) - 1]
@@ -379,9 +379,10 @@ def _open_outputs(
     return tuple(output_specs(place, forward.outputs, sizing, tellers, seen))
 
 
-def _fixed(place: str, why: Exception) -> PackageError:
-    """Returns the error for a graph that runs on some numbers of rows only."""
-    told = f"the graph runs on some numbers of rows only: {examples.message_of(why)}"
+def _fixed(place: str, why: Exception, sizing: Sizing) -> PackageError:
+    """Returns the error for a graph that runs on some numbers of rows only, or of some extents."""
+    of = f", or of some extents of {' and '.join(dim.name for dim in sizing.dims)}," if sizing.dims else ""
+    told = f"the graph runs on some numbers of rows{of} only: {examples.message_of(why)}"
     mend = (
         "export the model with a first dimension that is free, and without numbers in place of it; or give batch_max=1"
     )
@@ -409,7 +410,7 @@ def _check(
     except PackageError:
         raise
     except RuntimeError as error:
-        raise _fixed(place, error) from None
+        raise _fixed(place, error, sizing) from None
     for wanted, found in zip(expected, results, strict=True):
         for name, one, other in zip(names, wanted, found, strict=True):
             if not same(one, other, close):
