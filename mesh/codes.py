@@ -286,9 +286,15 @@ class PackageCode(Coded):
         "it holds for some numbers of rows only. A batch put together of several may be cut again by `chunk`, `split`, "
         "`unflatten(0, (2, -1))` or slices up to `x.shape[0]`"
     )  # fmt: skip
+    EXTENTS_FIXED = "extents_fixed", 400, False, (
+        "it holds for some extents of its open dimensions only: give `dims` a smaller range, or mend `forward`"
+    )  # fmt: skip
     NOT_EXPORTABLE = "not_exportable", 400, False, "torch.export cannot follow `forward` for another reason"
     ROWS_CHANGED = "rows_changed", 400, False, "it gives another number of rows than it gets"
     ROWS_MIXED = "rows_mixed", 400, False, "a row's answer depends on the other rows of its batch"
+    PADDING_MATTERS = "padding_matters", 400, False, (
+        "a row's answer depends on what it is filled up with: use a mask, or give `pad`, or `exact=True`"
+    )  # fmt: skip
     RANDOM = "random", 400, False, "it gives other answers to equal inputs"
     STATE_CHANGED = "state_changed", 400, False, "a call changes the model"
     BAD_OUTPUTS = "bad_outputs", 400, False, (
