@@ -3,9 +3,11 @@
 import os
 import sys
 
+from gpu_worker.container.layouts import lay_out
 from gpu_worker.container.process import ChildProcess
+from gpu_worker.container.promises import content_of, model_spec
 from gpu_worker.container.service import CANNOT, ContainerService
-from gpu_worker.container.specs import ContainerError, ContainerOptions, content_of, lay_out, model_spec
+from gpu_worker.container.specs import ContainerError, ContainerOptions
 from mesh.errors import GearmeshError
 from mesh.printable import printable
 from mesh.process.readiness import take_ready_signal
@@ -44,7 +46,7 @@ def check_container(options: ContainerOptions, *, start_s: float = START_S) -> s
         child = ChildProcess(options, check=True)
         ready = child.wait_ready(start_s)
         child.end()
-        spec = model_spec(options, ready["inputs"], ready["outputs"])
+        spec = model_spec(options, ready["inputs"], ready["outputs"], ready["declared"])
         lay_out(spec)
     except GearmeshError as error:
         _cannot(options, error)
