@@ -88,7 +88,7 @@ def told(error: BaseException) -> str:
     """Returns what the operator has to know: a sentence, or the traceback of the code."""
     if isinstance(error, (CannotServe, NotDeclared)):
         return str(error)[:TEXT_MAX]
-    if isinstance(error, OURS) and error.__cause__ is None:
+    if isinstance(error, OURS) and isinstance(error.__cause__, (*OURS, type(None))):
         return f"{type(error).__name__}: {error}"[:TEXT_MAX]
     return traceback.format_exc()[-TEXT_MAX:]
 

@@ -9,7 +9,7 @@ from .calling import Yielded
 from .declaring import VARIABLE, Spec
 from .faults import WrongOutput
 from .open_batches import Part, row_shape
-from .results import by_name, check_dtype, check_rows, value_of
+from .results import by_name, check_dtype, value_of
 
 
 def split(result: Any, specs: list[Spec], dims: list[str], parts: list[Part], extents: list[int]) -> list[list[Any]]:
@@ -52,7 +52,9 @@ def _cut(spec: Spec, value: Any, dims: list[str], parts: list[Part], extents: li
     name, rows = spec["name"], sum(count for count, _ in parts)
     joint = row_shape(spec, dims, extents)
     if not isinstance(value, list):
-        check_rows(name, value, (rows, *_filled(joint, value.shape[1:])), rows)
+        # rows that are not filled up may all have come to one size
+        sizes = [extents, *([parts[0][1]] if all(own == parts[0][1] for _, own in parts) else [])]
+        _check(name, value, [row_shape(spec, dims, size) for size in sizes], rows)
     pieces, row = [], 0
     for count, own_extents in parts:
         own = row_shape(spec, dims, own_extents)
@@ -64,16 +66,10 @@ def _cut(spec: Spec, value: Any, dims: list[str], parts: list[Part], extents: li
                     "one request: its rows must have one shape"
                 )
             mine = np.stack(mine)
-            _check(name, mine.shape[1:], [own, joint], count, mine.shape)
+            _check(name, mine, [own, joint], count)
         pieces.append(mine[(slice(None), *(slice(extent if extent >= 0 else None) for extent in own))])
         row += count
     return pieces
-
-
-def _filled(extents: list[int], shape: Any) -> list[int]:
-    """The extents, with those of the shape where they are its own."""
-    own = (*shape, *extents)[: len(extents)]
-    return [has if extent == -1 else extent for extent, has in zip(extents, own)]
 
 
 def _owned(spec: Spec, values: dict[str, Any], parts: list[Part]) -> dict[str, list[Any]]:
@@ -94,7 +90,7 @@ def _owned(spec: Spec, values: dict[str, Any], parts: list[Part]) -> dict[str, l
     owners = np.asarray(values[owner])
     if owners.shape == (0,):
         owners = np.zeros(0, np.int64)  # of an empty list, numpy makes floats
-    _check(name, value.shape[1:], [spec["shape"][1:]], rows, value.shape)
+    _check_elements(name, value, spec["shape"][1:])
     if owners.shape != value.shape[:1] or owners.dtype.kind not in "iu":
         raise WrongOutput(f"output {owner!r} must be one integer for each of the {len(value)} elements of {name!r}")
     if len(owners) and not (owners.min() >= 0 and owners.max() < rows):
@@ -140,7 +136,7 @@ def _counted(spec: Spec, values: dict[str, Any], parts: list[Part]) -> dict[str,
         if kind is object:
             piece[...] = "" if spec["dtype"] == "string" else b""
         for target, one in zip(piece, rows_of_part):
-            _check(name, one.shape[1:], [rest], rows, one.shape)
+            _check_elements(name, one, rest)
             target[: len(one)] = one
         pieces[name].append(piece)
         pieces[count_name].append(mine)
@@ -162,12 +158,25 @@ def _elements(row: Any, shape: Any, dtype: str) -> Any:
     return row if len(row) else np.zeros((0, *shape), object if dtype in VARIABLE else dtype)
 
 
-def _check(name: str, shape: Any, wanted: list[Any], rows: int, whole: Any) -> None:
-    for extents in wanted:
-        if len(shape) == len(extents) and all(want in (-1, has) for has, want in zip(shape, extents)):
-            return
-    due = " or ".join(str([rows, *extents]) for extents in wanted)
+def _check(name: str, array: Any, wanted: list[Any], rows: int) -> None:
+    """The array has so many rows, of one of these shapes. Raises: WrongOutput."""
+    if array.ndim and len(array) == rows and any(_is(array.shape[1:], extents) for extents in wanted):
+        return
+    shapes = [[rows, *extents] for extents in wanted]
+    due = " or ".join(str(shape) for i, shape in enumerate(shapes) if shape not in shapes[:i])
     raise WrongOutput(
-        f"output {name!r} has shape {list(whole)} for {rows} rows; it must be {due}: one row for each row of the "
+        f"output {name!r} has shape {list(array.shape)} for {rows} rows; it must be {due}: one row for each row of the "
         "input, in the same order"
     )
+
+
+def _check_elements(name: str, array: Any, wanted: Any) -> None:
+    """Each element of the array has this shape. Raises: WrongOutput."""
+    if not array.ndim or not _is(array.shape[1:], wanted):
+        raise WrongOutput(
+            f"output {name!r} has shape {list(array.shape)}; each of its elements must have {list(wanted)}"
+        )
+
+
+def _is(shape: Any, wanted: Any) -> bool:
+    return len(shape) == len(wanted) and all(want in (-1, has) for has, want in zip(shape, wanted))
