@@ -14,7 +14,7 @@ import msgspec
 from gpu_worker.container.child.open_batches import aligned
 from gpu_worker.container.layouts import SLOTS, SlotLayout
 from gpu_worker.container.slots import Refusal
-from gpu_worker.core.cutting import Cut, Indivisible, Share
+from gpu_worker.core.cutting import Cut, Indivisible, Portion
 from gpu_worker.core.jobs import Job
 from mesh import wire
 from mesh.codes import ActionCode
@@ -152,7 +152,7 @@ class OpenSlots:
         shares = [self._share(slot, part, places) for part, places in zip(parts, described, strict=True)]
         return Cut(tuple(shares), sum(len(tensor) for share in shares for tensor in share.tensors))
 
-    def _share(self, slot: OpenSlot, part: wire.Part, places: list[Placed]) -> Share:
+    def _share(self, slot: OpenSlot, part: wire.Part, places: list[Placed]) -> Portion:
         tensors = []
         told = {tensor.owner for tensor in self._spec.outputs}
         for tensor, (at, size, shape) in zip(self._spec.outputs, places, strict=True):
@@ -166,4 +166,4 @@ class OpenSlots:
             if tensor.dtype not in VARIABLE and size != byte_count(tensor.dtype, shape):
                 raise Indivisible(f"output {tensor.name} is described with {size} bytes for {list(shape)}")
             tensors.append(memoryview(bytes(self._bytes[slot.at + at : slot.at + at + size])))
-        return Share(tuple(tensors), tuple(shape for _, _, shape in places))
+        return Portion(tuple(tensors), tuple(shape for _, _, shape in places))

@@ -12,7 +12,7 @@ from mesh import wire
 from mesh.tensors import DTYPES, VARIABLE
 from mesh.wire.ranges import EXTENT_MAX, OPEN_MAX, TENSORS_MAX
 
-OPEN_EXTENT_MAX = 1 << 16  # greatest extent of an open dimension of which nothing else is said
+OPEN_EXTENT_MAX = 1 << 12  # greatest extent of an open dimension of which nothing else is said
 
 
 def model_spec(
@@ -173,17 +173,15 @@ def _tensor(tensor: Tensor, *, pad: float = 0.0, owner: str = "", count: str = "
 
 def _dims(inputs: Any, outputs: Any, said: Mapping[str, Any]) -> tuple[wire.Dim, ...]:
     """The open dimensions, in the order in which the inputs name them. Raises: ContainerError."""
-    used = {extent: tensor["name"] for tensor in reversed(inputs) for extent in reversed(tensor["shape"])
-            if isinstance(extent, str)}  # fmt: skip
-    names = list(reversed(used))
+    names = list(dict.fromkeys(one for tensor in inputs for one in tensor["shape"] if isinstance(one, str)))
     for tensor in outputs:
-        unknown = next((extent for extent in tensor["shape"] if isinstance(extent, str) and extent not in used), None)
+        unknown = next((extent for extent in tensor["shape"] if isinstance(extent, str) and extent not in names), None)
         if unknown is not None:
             raise ContainerError(
                 f"output {tensor['name']}: no input has its dimension {unknown!r}, and so says its extent"
             )
     for name, (least, most) in said.items():
-        if name not in used:
+        if name not in names:
             raise ContainerError(f"--dim {name}: no input has this dimension; there are: {', '.join(names) or 'none'}")
         if not 1 <= least <= most <= EXTENT_MAX:
             raise ContainerError(

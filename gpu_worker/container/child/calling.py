@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from itertools import islice
@@ -23,6 +24,7 @@ class Caller:
         self.function = function
         self.names = [spec["name"] for spec in specs]
         self._as_dict = takes_dict(function, self.names)
+        self._plain = (sys.modules["numpy"].ndarray, dict)  # results that are neither awaited nor drained
         self._loop: Any = None  # asyncio's, from the first time that the function gives something to await
 
     def __call__(self, arrays: list[Any], rows: int) -> Any:
@@ -36,6 +38,8 @@ class Caller:
             result = self.function(dict(zip(self.names, arrays)))
         else:
             result = self.function(**dict(zip(self.names, arrays)))
+        if isinstance(result, self._plain):
+            return result
         if isinstance(result, Awaitable):
             result = self._await(_awaited(result))
         if isinstance(result, AsyncIterator):
@@ -43,7 +47,7 @@ class Caller:
         return drained(result, rows)
 
     def _await(self, coroutine: Any) -> Any:
-        if self._loop is None:
+        if self._loop is None or self._loop.is_closed():  # the code may close it
             self._loop = _event_loop()
         return self._loop.run_until_complete(coroutine)
 
@@ -91,6 +95,8 @@ def _event_loop() -> Any:
         try:
             loop = asyncio.get_event_loop()
         except RuntimeError:
-            loop = asyncio.new_event_loop()
+            loop = None
+    if loop is None or loop.is_closed():
+        loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     return loop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +12,18 @@ from .faults import WrongOutput
 from .strings import as_strings, encoded
 
 
+def is_array(value: Any) -> bool:
+    """Returns whether the value is a plain array, which needs no more looking at."""
+    numpy = sys.modules["numpy"]
+    return type(value) is numpy.ndarray and value.ndim > 0
+
+
 def take(result: Any, specs: list[Spec], rows: int) -> list[Any]:
     """Returns one array per output, with the promised shape and a dtype that can be cast. Raises: WrongOutput."""
-    named = by_name(result, [spec["name"] for spec in specs], rows)
+    if len(specs) == 1 and is_array(result):
+        named = {specs[0]["name"]: result}
+    else:
+        named = by_name(result, [spec["name"] for spec in specs], rows)
     taken = []
     for spec in specs:
         array = value_of(spec["name"], named[spec["name"]], spec, rows)
@@ -26,21 +36,16 @@ def take(result: Any, specs: list[Spec], rows: int) -> list[Any]:
 
 def by_name(result: Any, names: list[str], rows: int) -> dict[str, Any]:
     """Returns {output: what the function gave for it}. Raises: WrongOutput if there are others, or fewer."""
-    if isinstance(result, Yielded) and result and isinstance(result[0], Mapping):
-        result = _gathered(result, names, Yielded)
-    elif _rows_of_dicts(result, rows):
-        result = _gathered(result, names, list)
-    elif isinstance(result, Yielded) and len(names) > 1:
-        result = _columns(result, names)
-    elif not isinstance(result, Mapping):
-        result = _positional(result, names)
+    if not isinstance(result, dict):
+        result = _as_dict(result, names, rows)
     missing = [name for name in names if name not in result]
     extra = [str(name) for name in result if name not in names]
     if missing or extra:
         raise WrongOutput(
             f"the function returned outputs {', '.join(map(str, result)) or 'none'}; promised are {', '.join(names)}"
         )
-    return dict(result)
+    named: dict[str, Any] = result
+    return named
 
 
 def value_of(name: str, value: Any, spec: Spec, rows: int) -> Any:
@@ -48,6 +53,8 @@ def value_of(name: str, value: Any, spec: Spec, rows: int) -> Any:
 
     What numpy makes no array of, as the rows differ in size, is a list.
     """
+    if is_array(value):
+        return value
     value = drained(value, rows)
     ndim, strings = len(spec["shape"]), spec["dtype"] in VARIABLE
     if spec.get("owner") and isinstance(value, (list, tuple, Yielded)):
@@ -85,6 +92,8 @@ def as_array(name: str, value: Any, strings: bool = False) -> Any:
     """Returns the value as an array. Raises: WrongOutput if it is none, or holds what an array cannot."""
     import numpy as np
 
+    if is_array(value):
+        return value
     if hasattr(value, "__await__"):
         if hasattr(value, "close"):
             value.close()
@@ -112,7 +121,20 @@ def fill(target: Any, name: str, array: Any) -> None:
         )
 
 
-def _positional(result: Any, names: list[str]) -> Any:
+def _as_dict(result: Any, names: list[str], rows: int) -> dict[str, Any]:
+    """{output: what the function gave for it}, of what is no dict."""
+    if isinstance(result, Mapping):
+        return dict(result)
+    if isinstance(result, Yielded) and result and isinstance(result[0], Mapping):
+        return _gathered(result, names, Yielded)
+    if _rows_of_dicts(result, rows):
+        return _gathered(result, names, list)
+    if isinstance(result, Yielded) and len(names) > 1:
+        return _columns(result, names)
+    return _positional(result, names)
+
+
+def _positional(result: Any, names: list[str]) -> dict[str, Any]:
     """The one output, or a tuple or list of one for each, in the order in which they are promised."""
     if result is None:
         raise WrongOutput(f"the function returned None; promised are {', '.join(names)}")

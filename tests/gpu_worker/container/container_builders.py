@@ -38,7 +38,7 @@ class Starting:
     def __init__(self, folder: Path, code: str, *, output: dict[str, Any] = Y, start_s: float = LIMIT_S, **more: Any):
         write(folder, code)
         tensors = {"inputs": (X,), "outputs": (output,)} | more
-        self._options = ContainerOptions(model="f", predict="mine:f", python=sys.executable, **tensors)
+        self._options = ContainerOptions(model="f", predict="mine:f", **{"python": sys.executable} | tensors)
         self.states = Told()
         self.device: asyncio.Future[ContainerDevice] = asyncio.get_running_loop().create_future()
         self.keeper = ChildKeeper(self._options, start_s, self._cannot, self.states)

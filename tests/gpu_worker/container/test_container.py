@@ -326,6 +326,35 @@ async def test_habits_that_harm_nobody_else_cost_nothing(folder: Path) -> None:
         assert one.pid == pid
 
 
+LOOPS = """
+import asyncio
+lock = asyncio.Lock()
+async def later(x):
+    async with lock:
+        return x + 1
+def f(x):
+    habit = int(x[0, 0])
+    if habit == 1:
+        asyncio.get_event_loop().close()
+    if habit == 2:
+        asyncio.get_event_loop().call_soon(asyncio.get_event_loop().stop)
+    if habit == 3:
+        return asyncio.run(later(x))
+    return later(x)
+"""
+
+
+@on_loop
+async def test_code_that_harms_its_event_loop_has_another_for_the_next_batch(folder: Path) -> None:
+    async with rig(folder, LOOPS) as one:
+        pid = one.pid
+        for habit in (0, 1, 0, 3, 0):
+            np.testing.assert_array_equal(await one.run(chosen(habit)), chosen(habit) + 1)
+        await one.run(chosen(2))  # whether it gets that far is asyncio's
+        np.testing.assert_array_equal(await one.run(chosen(0)), chosen(0) + 1)
+        assert one.pid == pid
+
+
 @on_loop
 async def test_code_that_closes_every_descriptor_dies_and_is_started_again(folder: Path) -> None:
     async with rig(folder, "def f(x):\n    if x[0, 0]: os.closerange(0, 1000)\n    return x") as one:

@@ -102,6 +102,9 @@ def test_open_dimensions_stand_in_the_spec_in_the_order_of_the_inputs() -> None:
     assert spec.dims == (wire.Dim(name="h", least=1, most=480), wire.Dim(name="w", least=2, most=640))
     assert spec.inputs[0].shape == (-1, -1, -1, 3)
     assert (spec.inputs[0].dims, spec.inputs[0].pad) == (("h", "w", ""), 0.5)
+    other = {"name": "other", "dtype": "float32", "shape": [-1, "w"]}
+    assert [dim.name for dim in model_spec(options(), [image, other], [Y]).dims] == ["h", "w"]
+    assert [dim.name for dim in model_spec(options(), [other, image], [Y]).dims] == ["w", "h"]
     spec = model_spec(options(), [IDS, MASK], [TOKENS])
     assert spec.dims == (wire.Dim(name="seq", least=1, most=OPEN_EXTENT_MAX),)
     assert spec.outputs[0].dims == ("seq", "")
@@ -175,7 +178,8 @@ def test_what_differs_in_size_has_a_slot_for_the_largest_batch_or_as_much_as_a_s
     small = lay_out(model_spec(options(batch_max=2, declared=parse_declared(["seq=512"])), [IDS], [Y]))
     assert (small.open, small.dims) == (True, ("seq",))
     assert 2 * 512 * 8 < small.slot_bytes < 1 << 16
-    assert lay_out(model_spec(options(batch_max=4096), [IDS], [TOKENS])).slot_bytes == 1 << 30
+    wide = TOKENS | {"shape": [-1, "seq", 64]}
+    assert lay_out(model_spec(options(batch_max=4096), [IDS], [wide])).slot_bytes == 1 << 30
     assert lay_out(model_spec(options(batch_max=1), [X | {"dtype": "string"}], [Y])).slot_bytes == 1 << 30
 
 
