@@ -72,6 +72,8 @@ class Rig:
         self.outdated: list[str] = []
         self._ended: asyncio.Queue[Done] = asyncio.Queue()
         self._actions = 0
+        self._reports: asyncio.Queue[Report] = asyncio.Queue()
+        self._pump: Pump | None = None  # from the first batch of `ask` on
         device.attach(lambda phase, job, done: self._ended.put_nowait(done), never)
         device.on_change(lambda faults: self.news.put_nowait("; ".join(faults)), self.outdated.append)
 
@@ -118,13 +120,9 @@ class Rig:
 
         A request is {input: array}, with rows of one size. Lanes and outputs are those of a worker.
         """
-        spec, reports = self.device.spec, asyncio.Queue[Report]()
-        lanes = Lanes(PageTable(1), self.device.depth)
-        pump = Pump(lanes, self.device, reports.put_nowait)
-        lanes.prepared("f:1", servable(spec, 1, None))
-        lanes.table.take("f:1", 1)
-        lanes.table.loaded("f:1")
-        parts, tensors = [], []
+        spec, parts, tensors = self.device.spec, [], []
+        if self._pump is None:
+            self._pump = self._behind_lanes()
         for i, request in enumerate(requests):
             extents = extents_of(spec, request)
             rows = len(request[spec.inputs[0].name])
@@ -136,14 +134,23 @@ class Rig:
             parts=tuple(parts), action=self._actions, ref="f:1", earliest_s=0.0, latest_s=1e9, expected_s=0.01,
             batch=sum(part.rows for part in parts), extents=joint(part.extents for part in parts),
         )  # fmt: skip
-        self.device.attach(lambda phase, job, done: pump.finished(phase, job, done, now=time.monotonic()), never)
-        pump.infer(action, 0, tensors, now=time.monotonic())
-        report = await reports.get()
+        self._pump.infer(action, 0, tensors, now=time.monotonic())
+        report = await self._reports.get()
         if report.result.code != ActionCode.OK:
             return f"{report.result.code}: {report.result.message}"
         assert report.job is not None
         message, frames = outputs_by_frontend(action, report.job.outputs, "d", 0.0, report.job.cut)["f"]
         return [answered(spec, answer, frames) for answer in message.answers]
+
+    def _behind_lanes(self) -> Pump:
+        """The device as a worker has it."""
+        lanes = Lanes(PageTable(1), self.device.depth)
+        pump = Pump(lanes, self.device, self._reports.put_nowait)
+        lanes.prepared("f:1", servable(self.device.spec, 1, None))
+        lanes.table.take("f:1", 1)
+        lanes.table.loaded("f:1")
+        self.device.attach(lambda phase, job, done: pump.finished(phase, job, done, now=time.monotonic()), never)
+        return pump
 
 
 def extents_of(spec: wire.ModelSpec, request: dict[str, Any]) -> tuple[int, ...]:

@@ -335,3 +335,30 @@ def test_outputs_are_told_apart_by_position_name_or_row() -> None:
     for result in ({"b": b, "a": a}, (a, b), [a, b], [{"a": 1.0, "b": 3.0}, {"b": 4.0, "a": 2.0}], Frame()):
         found = take(result, specs, 2)
         np.testing.assert_array_equal(found, [a, b])
+
+
+SESSION = """
+import onnx, onnxruntime
+from onnx import TensorProto, helper
+def tensor(name, extents):
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, extents)
+node = helper.make_node('Mul', ['x', 'k'], ['y'])
+k = helper.make_tensor('k', TensorProto.FLOAT, [], [2.0])
+graph = helper.make_graph(
+    [node], 'g', [tensor('x', ['batch', 'seq', 3])], [tensor('y', ['batch', OUT, 3])], [k]
+)
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=9)
+f = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
+"""
+
+
+def test_the_free_dimensions_of_a_session_are_open(folder: Path) -> None:
+    np.save(folder / "x.npy", np.ones((2, 4, 3), np.float32))
+    code = SESSION.replace("OUT", "'seq'")
+    spec = started(told(folder, code, declared=parse_declared(["seq=2:9"]), sample=folder / "x.npy"))
+    found = [described(tensor) for tensor in (*spec.inputs, *spec.outputs)]
+    assert found == ["x:float32:-1,seq,3", "y:float32:-1,seq,3"]
+    assert spec.dims == (wire.Dim(name="seq", least=2, most=9),)
+    with pytest.raises(ContainerError, match="'other'"):
+        started(told(folder, SESSION.replace("OUT", "'other'")))
+    started(told(folder, SESSION.replace("OUT", "'other'"), outputs=["y:float32:-1,seq,3"]))
