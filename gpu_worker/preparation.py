@@ -9,10 +9,9 @@ from pathlib import Path
 import structlog
 
 from gpu_worker import tuning
-from gpu_worker.core.jobs import Servable
+from gpu_worker.core.fitting import servable
 from gpu_worker.core.ledger import Ledger, News, ReadyVersion
 from gpu_worker.core.measuring import Measurement
-from gpu_worker.core.outputs import row_bytes
 from gpu_worker.core.pump import Pump
 from gpu_worker.devices.base import Device
 from gpu_worker.packages.package import Package
@@ -109,7 +108,7 @@ class RepositoryVersions:
         self._packages[ref] = package
         spec, pages = package.spec, package.pages(self._device.info.page_bytes)
         sizes = None if self._device.info.any_batch else frozenset(Measurement(spec.batch_max).sizes)
-        self._pump.lanes.prepared(ref, Servable(pages, spec.batch_max, sizes, row_bytes(spec.outputs)))
+        self._pump.lanes.prepared(ref, servable(spec, pages, sizes, made.profile))
         group = None
         if self._device.measured:
             group = (package.architecture, self._device.traits(ref).load_from, spec.batch_max)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from gpu_worker.core.layouts import TensorPlace
 from gpu_worker.devices.cuda.driver import Driver, Work
-from gpu_worker.devices.cuda.plans import BatchLayout, TensorPlace, ladder, lay_out
+from gpu_worker.devices.cuda.plans import BatchLayout, ladder, lay_out
 from gpu_worker.devices.execution.executables import Forward, check_by_running, load_forward, view
 from gpu_worker.devices.execution.rows import padding_rows
 from gpu_worker.packages.package import Package

@@ -7,12 +7,12 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gpu_worker.core.layouts import TensorPlace, places
 from gpu_worker.core.measuring import LADDER
 from gpu_worker.devices.base import DeviceError
 from mesh import wire
-from mesh.tensors import byte_count
+from mesh.sizes import Extents
 
-ALIGNMENT = 256  # bytes. Source: what CUDA guarantees of its own allocations
 MIB = 1 << 20
 
 
@@ -33,22 +33,6 @@ def padded(batch: int, sizes: Sequence[int]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorPlace:
-    """One tensor inside a buffer."""
-
-    at: int
-    row_bytes: int
-    rows: int
-    dtype: str
-    shape: tuple[int, ...]  # including the rows
-
-    @property
-    def size(self) -> int:
-        """Bytes of all rows."""
-        return self.row_bytes * self.rows
-
-
-@dataclass(frozen=True, slots=True)
 class BatchLayout:
     """Inputs, then outputs, of one batch size, each at an aligned place of one buffer."""
 
@@ -63,20 +47,11 @@ class BatchLayout:
         return self.outputs[0].at
 
 
-def lay_out(spec: wire.ModelSpec, size: int) -> BatchLayout:
-    """Returns the places for a batch of this size."""
-    inputs, end = _places(spec.inputs, size, 0)
-    outputs, last = _places(spec.outputs, size, end)
+def lay_out(spec: wire.ModelSpec, size: int, extents: Extents = ()) -> BatchLayout:
+    """Returns the places for a batch of this size, with these extents in the open dimensions."""
+    inputs, end = places(spec.inputs, spec.dims, size, extents)
+    outputs, last = places(spec.outputs, spec.dims, size, extents, end)
     return BatchLayout(inputs, outputs, end, last)
-
-
-def _places(specs: Sequence[wire.TensorSpec], size: int, at: int) -> tuple[tuple[TensorPlace, ...], int]:
-    places = []
-    for spec in specs:
-        place = TensorPlace(at, byte_count(spec.dtype, spec.shape[1:]), size, spec.dtype, (size, *spec.shape[1:]))
-        places.append(place)
-        at += -(-place.size // ALIGNMENT) * ALIGNMENT
-    return tuple(places), at
 
 
 # -- EXEC -------------------------------------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpu_worker.core.layouts import ALIGNMENT
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda.plans import (
-    ALIGNMENT,
     MIB,
     RESERVE_BYTES,
     ExecutionBuffer,

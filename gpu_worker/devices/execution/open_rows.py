@@ -1,0 +1,114 @@
+"""Inputs of a version whose rows differ in size: laid out as one batch, and filled up to the batch's extents."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from gpu_worker.core.layouts import TensorPlace, places
+from gpu_worker.devices.arena import Bytes
+from gpu_worker.devices.execution.rows import example_rows
+from gpu_worker.packages.package import Package
+from mesh import wire
+from mesh.sizes import Extents, holds, most_of, row_shape
+from mesh.tensors import DTYPES, Array, byte_count
+from mesh.wire import Buffer
+
+BUFFER_BYTES = 1 << 20  # of a buffer for inputs at first, where the largest batch takes more
+
+
+class OpenInputs:
+    """The inputs of one version. `rows`: one row of each input that the model can run on; None: zeros will do."""
+
+    def __init__(self, spec: wire.ModelSpec, rows: Sequence[Array] | None) -> None:
+        self.spec = spec
+        self._rows = rows
+
+    @classmethod
+    def of(cls, package: Package) -> "OpenInputs":
+        """Returns those of a package, with the first row of its example. Raises: PackageError."""
+        rows = example_rows(package)
+        return cls(package.spec, None if rows is None else [tensor[0].numpy().copy() for tensor in rows])
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of a buffer that holds most batches; it grows with those that take more."""
+        return min(BUFFER_BYTES, self.places(self.spec.batch_max, most_of(self.spec))[1])
+
+    def places(self, rows: int, extents: Extents) -> tuple[tuple[TensorPlace, ...], int]:
+        """Returns the place of each input of a batch, and the bytes that all take."""
+        return places(self.spec.inputs, self.spec.dims, rows, extents)
+
+    def fill(
+        self, target: Bytes, layout: Sequence[TensorPlace], action: wire.Infer, parts: Sequence[Sequence[Buffer]]
+    ) -> str:
+        """The inputs of all parts lie in `target`, each filled up to the batch's extents with its tensor's `pad`.
+
+        Rows that no part has repeat the first row of the batch, which the model can run on as well as its client's;
+        without any part, the example's row, cut or repeated. Returns the fault, or "".
+        """
+        for i, (place, tensor) in enumerate(zip(layout, self.spec.inputs, strict=True)):
+            whole = view(target, place)
+            row = 0
+            for n, (part, given) in enumerate(zip(action.parts, parts, strict=True)):
+                fault = self._fault(n, part, given, i, action.extents)
+                if fault:
+                    return fault
+                shape = (part.rows, *row_shape(tensor, self.spec.dims, part.extents))
+                piece = np.frombuffer(given[i], DTYPES[tensor.dtype]).reshape(shape)
+                place_in(whole[row : row + part.rows], piece, pad_of(tensor))
+                row += part.rows
+            if row < place.rows:
+                whole[row:] = whole[0] if row else self._row(i, place.shape[1:])
+        return ""
+
+    def _fault(self, n: int, part: wire.Part, given: Sequence[Buffer], i: int, extents: Extents) -> str:
+        """Why the part's input `i` cannot be used; empty if it can."""
+        spec, told = self.spec, f"part {n} (request {part.request})"
+        if len(given) != len(spec.inputs):
+            return f"{told}: {len(given)} inputs came, the model takes {len(spec.inputs)}"
+        if not holds(extents, part.extents) or len(extents) != len(spec.dims):
+            return f"{told} has extents {list(part.extents)}, and the batch is computed with {list(extents)}"
+        tensor = spec.inputs[i]
+        wanted = part.rows * byte_count(tensor.dtype, row_shape(tensor, spec.dims, part.extents))
+        if memoryview(given[i]).nbytes != wanted:
+            found = memoryview(given[i]).nbytes
+            return (
+                f"{told}: input {tensor.name} has {found} bytes; {part.rows} rows of extents {list(part.extents)} "
+                f"take {wanted}"
+            )
+        return ""
+
+    def _row(self, i: int, shape: tuple[int, ...]) -> Array:
+        """Returns a row of input `i` of this shape: the example's, cut where it is longer and repeated where not."""
+        if self._rows is None:
+            return np.zeros(shape, DTYPES[self.spec.inputs[i].dtype])
+        row = self._rows[i]
+        for axis, extent in enumerate(shape):
+            if row.shape[axis] != extent:
+                row = np.take(row, np.arange(extent) % row.shape[axis], axis)
+        return row
+
+
+def view(target: Bytes, place: TensorPlace) -> Array:
+    """Returns the tensor at this place of a buffer."""
+    return target[place.at : place.at + place.size].view(DTYPES[place.dtype]).reshape(place.shape)
+
+
+def tensors(target: Bytes, layout: Sequence[TensorPlace]) -> list[torch.Tensor]:
+    """Returns the tensors of a buffer, not copied."""
+    return [torch.from_numpy(view(target, place)) for place in layout]
+
+
+def pad_of(tensor: wire.TensorSpec) -> float | bool:
+    """Returns the value with which the input is filled up."""
+    return False if tensor.dtype == "bool" else tensor.pad
+
+
+def place_in(block: Array, piece: Array, value: float | bool) -> None:
+    """The block begins with the piece in each dimension; all its other elements have the value."""
+    inner = tuple(slice(extent) for extent in piece.shape)
+    block[inner] = piece
+    for axis, (extent, whole) in enumerate(zip(piece.shape, block.shape, strict=True)):
+        if extent < whole:
+            block[(*inner[:axis], slice(extent, None))] = value
