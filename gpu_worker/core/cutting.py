@@ -81,25 +81,34 @@ def check_shapes(spec: wire.ModelSpec, batch: int, extents: Extents, shapes: Seq
 
 
 def cut_outputs(
-    spec: wire.ModelSpec, action: wire.Infer, outputs: Sequence[memoryview], shapes: Sequence[Shape]
+    spec: wire.ModelSpec,
+    action: wire.Infer,
+    outputs: Sequence[memoryview],
+    shapes: Sequence[Shape],
+    *,
+    computed: Extents | None = None,
+    lent: bool = False,
 ) -> Cut:
     """Returns what each part of the batch gets of its outputs, which hold `action.batch` rows.
 
-    Copies only what does not lie in one piece. Raises: Indivisible.
+    Copies only what does not lie in one piece; all, if the outputs are `lent`. `computed`: extents of the outputs, if
+    they are not those of the action. Raises: Indivisible.
     """
-    check_shapes(spec, action.batch, action.extents, shapes)
+    check_shapes(spec, action.batch, action.extents if computed is None else computed, shapes)
     splitters = _splitters(spec, action.batch, outputs, shapes)
-    shares, row, copied, lent = [], 0, 0, False
+    shares, row, copied, kept = [], 0, 0, False
     for part in action.parts:
         pieces = [
             splitter.piece(row, part.rows, row_shape(tensor, spec.dims, part.extents))
             for tensor, splitter in zip(spec.outputs, splitters, strict=True)
         ]
         row += part.rows
+        if lent:
+            pieces = [piece if piece.copied else _copied(piece) for piece in pieces]
         copied += sum(len(piece.data) for piece in pieces if piece.copied)
-        lent = lent or not all(piece.copied for piece in pieces)
+        kept = kept or not all(piece.copied for piece in pieces)
         shares.append(Share(tuple(piece.data for piece in pieces), tuple(piece.shape for piece in pieces)))
-    return Cut(tuple(shares), copied + (sum(map(len, outputs)) if lent else 0))
+    return Cut(tuple(shares), copied + (sum(map(len, outputs)) if kept else 0))
 
 
 def hollow(spec: wire.ModelSpec, batch: int, extents: Extents) -> tuple[list[memoryview], list[Shape]]:
@@ -259,6 +268,10 @@ def _array(tensor: wire.TensorSpec, data: memoryview, shape: Shape) -> Array:
     elements = np.empty(math.prod(shape), object)
     elements[:] = unpack(data, len(elements))
     return elements.reshape(shape)
+
+
+def _copied(piece: _Piece) -> _Piece:
+    return _Piece(memoryview(bytes(piece.data)), piece.shape, True)
 
 
 def _packed(tensor: wire.TensorSpec, array: Array, *, copied: bool = False) -> _Piece:

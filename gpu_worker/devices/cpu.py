@@ -278,7 +278,7 @@ class CpuDevice:
         job.slot = slot = self._slots.take(size)
         if slot is None:
             return Done(begin_s, begin_s, 0.0, ActionCode.NO_SLOTS)
-        fault = inputs.fill(slot.data, layout, action, job.tensors)
+        fault = inputs.fill(slot.data, layout, action.extents, action.parts, job.tensors)
         if fault:
             return Done(begin_s, begin_s, 0.0, ActionCode.BAD_INPUT, fault)
         end_s = time.monotonic()

@@ -1,32 +1,17 @@
-"""What goes where and when: batch sizes, places in buffers, contents of the execution buffer, sizes to allocate.
+"""What goes where and when: places in buffers, contents of the execution buffer, sizes to allocate.
 
 Pure. Sizes are bytes and instants are seconds of one clock, unless a name says otherwise.
 """
 
-from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpu_worker.core.layouts import TensorPlace, places
-from gpu_worker.core.measuring import LADDER
 from gpu_worker.devices.base import DeviceError
 from mesh import wire
 from mesh.sizes import Extents
 
 MIB = 1 << 20
-
-
-def ladder(batch_max: int) -> tuple[int, ...]:
-    """Returns the sizes to capture, ascending: the profiled sizes below the maximum, and the maximum."""
-    return (*(size for size in LADDER if size < batch_max), batch_max)
-
-
-def padded(batch: int, sizes: Sequence[int]) -> int:
-    """Returns the smallest of the ascending sizes that holds `batch`. Raises: ValueError if none does."""
-    at = bisect_left(sizes, batch)
-    if batch < 1 or at == len(sizes):
-        raise ValueError(f"a batch of {batch} has no graph: sizes are {', '.join(map(str, sizes))}")
-    return sizes[at]
+SLOT_BYTES_MAX = 256 * MIB  # inputs and outputs of one batch
 
 
 # -- inputs and outputs -----------------------------------------------------------------------------------------------
@@ -40,6 +25,7 @@ class BatchLayout:
     outputs: tuple[TensorPlace, ...]
     inputs_end: int
     end: int
+    extents: Extents = ()  # in the open dimensions
 
     @property
     def outputs_at(self) -> int:
@@ -51,7 +37,7 @@ def lay_out(spec: wire.ModelSpec, size: int, extents: Extents = ()) -> BatchLayo
     """Returns the places for a batch of this size, with these extents in the open dimensions."""
     inputs, end = places(spec.inputs, spec.dims, size, extents)
     outputs, last = places(spec.outputs, spec.dims, size, extents, end)
-    return BatchLayout(inputs, outputs, end, last)
+    return BatchLayout(inputs, outputs, end, last, extents)
 
 
 # -- EXEC -------------------------------------------------------------------------------------------------------------

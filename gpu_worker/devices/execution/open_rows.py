@@ -40,9 +40,14 @@ class OpenInputs:
         return places(self.spec.inputs, self.spec.dims, rows, extents)
 
     def fill(
-        self, target: Bytes, layout: Sequence[TensorPlace], action: wire.Infer, parts: Sequence[Sequence[Buffer]]
+        self,
+        target: Bytes,
+        layout: Sequence[TensorPlace],
+        extents: Extents,
+        parts: Sequence[wire.Part],
+        given: Sequence[Sequence[Buffer]],
     ) -> str:
-        """The inputs of all parts lie in `target`, each filled up to the batch's extents with its tensor's `pad`.
+        """The inputs of all parts lie in `target`, each filled up to the extents of `layout` with its tensor's `pad`.
 
         Rows that no part has repeat the first row of the batch, which the model can run on as well as its client's;
         without any part, the example's row, cut or repeated. Returns the fault, or "".
@@ -50,12 +55,12 @@ class OpenInputs:
         for i, (place, tensor) in enumerate(zip(layout, self.spec.inputs, strict=True)):
             whole = view(target, place)
             row = 0
-            for n, (part, given) in enumerate(zip(action.parts, parts, strict=True)):
-                fault = self._fault(n, part, given, i, action.extents)
+            for n, (part, inputs) in enumerate(zip(parts, given, strict=True)):
+                fault = self._fault(n, part, inputs, i, extents)
                 if fault:
                     return fault
                 shape = (part.rows, *row_shape(tensor, self.spec.dims, part.extents))
-                piece = np.frombuffer(given[i], DTYPES[tensor.dtype]).reshape(shape)
+                piece = np.frombuffer(inputs[i], DTYPES[tensor.dtype]).reshape(shape)
                 place_in(whole[row : row + part.rows], piece, pad_of(tensor))
                 row += part.rows
             if row < place.rows:
