@@ -9,9 +9,9 @@ from pathlib import Path
 import structlog
 
 from gpu_worker import tuning
+from gpu_worker.core.cells import cells_of
 from gpu_worker.core.fitting import servable
 from gpu_worker.core.ledger import Ledger, News, ReadyVersion
-from gpu_worker.core.measuring import Measurement
 from gpu_worker.core.pump import Pump
 from gpu_worker.devices.base import Device
 from gpu_worker.packages.package import Package
@@ -107,7 +107,7 @@ class RepositoryVersions:
             tuning.freeze()  # an executable consists of very many objects
         self._packages[ref] = package
         spec, pages = package.spec, package.pages(self._device.info.page_bytes)
-        sizes = None if self._device.info.any_batch else frozenset(Measurement(spec.batch_max).sizes)
+        sizes = None if self._device.info.any_batch else frozenset(rows for rows, _ in cells_of(spec).all)
         self._pump.lanes.prepared(ref, servable(spec, pages, sizes, made.profile))
         group = None
         if self._device.measured:
@@ -186,6 +186,15 @@ class RepositoryVersions:
             self._keep(ref, profile)
         for report in news.reports:
             self._send(report)
+            if report.ok and report.profile is not None and report.profile.sizes:
+                self._limit(report.ref, report.profile)
+
+    def _limit(self, ref: str, profile: wire.Profile) -> None:
+        """The lanes refuse batches of the version that were measured not to fit."""
+        assert self._pump is not None
+        lanes, spec = self._pump.lanes, self._packages[ref].spec
+        known = lanes.servables[ref]
+        lanes.prepared(ref, servable(spec, known.pages, known.batch_sizes, profile))
 
     def _keep(self, ref: str, profile: wire.Profile) -> None:
         try:
