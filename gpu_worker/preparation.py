@@ -107,8 +107,7 @@ class RepositoryVersions:
             tuning.freeze()  # an executable consists of very many objects
         self._packages[ref] = package
         spec, pages = package.spec, package.pages(self._device.info.page_bytes)
-        sizes = None if self._device.info.any_batch else frozenset(rows for rows, _ in cells_of(spec).all)
-        self._pump.lanes.prepared(ref, servable(spec, pages, sizes, made.profile))
+        self._serve(package, made.profile)
         group = None
         if self._device.measured:
             group = (package.architecture, self._device.traits(ref).load_from, spec.batch_max)
@@ -117,6 +116,13 @@ class RepositoryVersions:
         profiled = news.reports[0].profile is not None
         log.info("prepared", ref=ref, took_s=round(took_s, 3), pages=pages, profiled=profiled)
         self._spread(news)
+
+    def _serve(self, package: Package, profile: wire.Profile | None) -> None:
+        """The lanes execute the version. `profile`: says which batches fit, if that is known."""
+        assert self._pump is not None
+        spec, pages = package.spec, package.pages(self._device.info.page_bytes)
+        sizes = None if self._device.info.any_batch else frozenset(rows for rows, _ in cells_of(spec).all)
+        self._pump.lanes.prepared(package.ref, servable(spec, pages, sizes, profile))
 
     def _not_prepared(self, ref: str, future: "Future[None]", faults: Sequence[str], code: PackageCode) -> None:
         if not self._is_wanted(ref, future):
@@ -185,16 +191,9 @@ class RepositoryVersions:
         for ref, profile in news.profiles:
             self._keep(ref, profile)
         for report in news.reports:
+            if report.profile is not None and report.profile.sizes:
+                self._serve(self._packages[report.ref], report.profile)
             self._send(report)
-            if report.ok and report.profile is not None and report.profile.sizes:
-                self._limit(report.ref, report.profile)
-
-    def _limit(self, ref: str, profile: wire.Profile) -> None:
-        """The lanes refuse batches of the version that were measured not to fit."""
-        assert self._pump is not None
-        lanes, spec = self._pump.lanes, self._packages[ref].spec
-        known = lanes.servables[ref]
-        lanes.prepared(ref, servable(spec, known.pages, known.batch_sizes, profile))
 
     def _keep(self, ref: str, profile: wire.Profile) -> None:
         try:

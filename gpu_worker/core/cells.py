@@ -13,7 +13,7 @@ from mesh.sizes import Extents, holds
 
 # {open dimensions: edges of each}. Source: the length study, section 7: eight edges lose 2 to 3.4 points of goodput
 EDGES = {1: 8, 2: 3}
-Cell = tuple[int, Extents]  # (rows, extents)
+FixedBatch = tuple[int, Extents]  # (rows, extents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Cells:
 
     by_extents: tuple[tuple[Extents, tuple[int, ...]], ...]  # (extents, rows, ascending), ascending
 
-    def holding(self, rows: int, extents: Extents) -> Cell | None:
+    def holding(self, rows: int, extents: Extents) -> FixedBatch | None:
         """Returns the least cell that holds a batch; None if it has too many rows for the extents that hold it."""
         for outer, sizes in self.by_extents:
             if holds(outer, extents):
@@ -31,11 +31,11 @@ class Cells:
         return None
 
     @property
-    def all(self) -> tuple[Cell, ...]:
+    def all(self) -> tuple[FixedBatch, ...]:
         """All cells."""
         return tuple((rows, extents) for extents, sizes in self.by_extents for rows in sizes)
 
-    def without(self, unfit: Cell) -> "Cells":
+    def without(self, unfit: FixedBatch) -> "Cells":
         """Returns the cells that are less than this one in rows or in an extent."""
         rows, extents = unfit
         return Cells(

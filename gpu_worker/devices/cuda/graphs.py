@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from gpu_worker.core.cells import Cell, Cells, cells_of
+from gpu_worker.core.cells import Cells, FixedBatch, cells_of
 from gpu_worker.core.cutting import varies
 from gpu_worker.core.layouts import TensorPlace
 from gpu_worker.devices.cuda.driver import Driver, MemoryFull, Work
@@ -32,9 +32,9 @@ class GraphExecutable:
     """One architecture, up to one batch size."""
 
     cells: Cells
-    layouts: dict[Cell, BatchLayout]  # places in `static`, and in slots
+    layouts: dict[FixedBatch, BatchLayout]  # places in `static`, and in slots
     static: torch.Tensor  # uint8, on the device: inputs, then outputs
-    replays: dict[Cell, Work]  # {cell: issues its operations}
+    replays: dict[FixedBatch, Work]  # {cell: issues its operations}
     graph_bytes: int  # bytes that the captures took
     forward: Forward  # the same operations, not captured: other versions are checked with them
 
@@ -73,7 +73,7 @@ def build(
     weights = try_out(driver, package, forward, image)
     captured = weights_of(execution_buffer, package)
     fill_up = _filler(package)
-    replays: dict[Cell, Work] = {}
+    replays: dict[FixedBatch, Work] = {}
     graph_bytes = 0
     warm = driver.allocate(len(static))
     # the largest first: the memory that it leaves in the pool suffices for the others
