@@ -28,8 +28,9 @@ class SlotPool:
         """Returns a slot of at least so many bytes; None if all are in use. Raises: MemoryError."""
         if not self._free:
             return None
-        large = size > self.slot_bytes
-        at = next((i for i, slot in enumerate(self._free) if len(slot.data) >= size), 0) if large else 0
+        if size <= self.slot_bytes and not self._grown_bytes:
+            return self._free.popleft()
+        at = next((i for i, slot in enumerate(self._free) if len(slot.data) >= size), 0)
         slot = self._free[at]
         data = slot.data if len(slot.data) >= size else np.empty(size, np.uint8)
         self._grown_bytes -= len(slot.data) - self.slot_bytes
