@@ -34,7 +34,7 @@ class Indivisible(GearmeshError):
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class Portion:
     """What one request gets: its outputs, in the order of the spec."""
 
     tensors: tuple[memoryview, ...]
@@ -45,8 +45,8 @@ class Share:
 class Cut:
     """What each part of a batch gets, in the parts' order."""
 
-    shares: tuple[Share, ...]
-    held_bytes: int  # that stay in memory as long as one of the shares does
+    portions: tuple[Portion, ...]
+    held_bytes: int  # that stay in memory as long as one of the portions does
 
 
 def varies(spec: wire.ModelSpec) -> bool:
@@ -96,7 +96,7 @@ def cut_outputs(
     """
     check_shapes(spec, action.batch, action.extents if computed is None else computed, shapes)
     splitters = _splitters(spec, action.batch, outputs, shapes)
-    shares, row, copied, kept = [], 0, 0, False
+    portions, row, copied, kept = [], 0, 0, False
     for part in action.parts:
         pieces = [
             splitter.piece(row, part.rows, row_shape(tensor, spec.dims, part.extents))
@@ -107,8 +107,8 @@ def cut_outputs(
             pieces = [piece if piece.copied else _copied(piece) for piece in pieces]
         copied += sum(len(piece.data) for piece in pieces if piece.copied)
         kept = kept or not all(piece.copied for piece in pieces)
-        shares.append(Share(tuple(piece.data for piece in pieces), tuple(piece.shape for piece in pieces)))
-    return Cut(tuple(shares), copied + (sum(map(len, outputs)) if kept else 0))
+        portions.append(Portion(tuple(piece.data for piece in pieces), tuple(piece.shape for piece in pieces)))
+    return Cut(tuple(portions), copied + (sum(map(len, outputs)) if kept else 0))
 
 
 def hollow(spec: wire.ModelSpec, batch: int, extents: Extents) -> tuple[list[memoryview], list[Shape]]:

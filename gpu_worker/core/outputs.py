@@ -30,7 +30,7 @@ def outputs_by_frontend(
                 output[row * width : (row + part.rows) * width] for output, width in zip(outputs, widths, strict=True)
             )
         else:
-            pieces, shapes = cut.shares[i].tensors, cut.shares[i].shapes
+            pieces, shapes = cut.portions[i].tensors, cut.portions[i].shapes
         row += part.rows
         answers, frames = shares.setdefault(part.frontend, ([], []))
         inline = sum(map(len, pieces)) <= wire.INLINE_BYTES_MAX

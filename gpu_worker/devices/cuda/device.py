@@ -25,7 +25,7 @@ from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.base import Finished, Lost, Traits
 from gpu_worker.devices.cuda.driver import Driver, Event, MemoryFull, Stream, Work
 from gpu_worker.devices.cuda.issuer import Issuer
-from gpu_worker.devices.cuda.memory import Memory, WrongBytes, capacity_faults, fill, outputs_of, shares_of
+from gpu_worker.devices.cuda.memory import Memory, WrongBytes, capacity_faults, fill, outputs_of, portions_of
 from gpu_worker.devices.cuda.plans import MIB, ExecutionBuffer, Room, StreamForecast
 from gpu_worker.devices.cuda.records import CudaVersion, Figures, InferResources, Loading, done_of, message_of
 from gpu_worker.devices.cuda.reporting import Reporter
@@ -378,7 +378,7 @@ class CudaDevice:
     def _cut(self, job: Job, action: wire.Infer, held: InferResources, done: Done) -> Done:
         """What each part gets is cut out of the slot. Returns the outcome."""
         try:
-            job.cut = shares_of(held.slot, held.layout, action, held.version.package.spec)
+            job.cut = portions_of(held.slot, held.layout, action, held.version.package.spec)
         except Indivisible as error:
             done.code, done.message = error.code, f"{action.ref}: {error}"
         return done

@@ -179,7 +179,7 @@ def outputs_of(slot: Slot, layout: BatchLayout, rows: int) -> list[memoryview]:
     return [memoryview(source[place.at : place.at + place.row_bytes * rows].tobytes()) for place in layout.outputs]
 
 
-def shares_of(slot: Slot, layout: BatchLayout, action: wire.Infer, spec: wire.ModelSpec) -> Cut:
+def portions_of(slot: Slot, layout: BatchLayout, action: wire.Infer, spec: wire.ModelSpec) -> Cut:
     """Returns what each part gets, copied: the slot will soon be reused. Raises: Indivisible."""
     source = memoryview(slot.here.numpy())  # type: ignore[arg-type]
     outputs = [source[place.at : place.at + place.row_bytes * action.batch] for place in layout.outputs]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_worker.core.cutting import Cut, Indivisible, Share, check_shapes, cut_outputs, hollow, promised, varies
+from gpu_worker.core.cutting import Cut, Indivisible, Portion, check_shapes, cut_outputs, hollow, promised, varies
 from gpu_worker.core.outputs import outputs_by_frontend
 from mesh import wire
 from mesh.codes import ActionCode
@@ -56,10 +56,10 @@ def cut(model: wire.ModelSpec, action: wire.Infer, *outputs: Array, **how: Any) 
     return cut_outputs(model, action, packed, [array.shape for array in outputs], **how)
 
 
-def arrays(model: wire.ModelSpec, share: Share) -> list[Array]:
+def arrays(model: wire.ModelSpec, portion: Portion) -> list[Array]:
     """The outputs of one request, which have as many bytes as their shapes say."""
     found: list[Array] = []
-    for tensor, data, shape in zip(model.outputs, share.tensors, share.shapes, strict=True):
+    for tensor, data, shape in zip(model.outputs, portion.tensors, portion.shapes, strict=True):
         if tensor.dtype in VARIABLE:
             elements = np.empty(int(np.prod(shape)), object)
             elements[:] = unpack(data, len(elements))
@@ -81,11 +81,11 @@ def test_each_request_gets_its_rows_cut_to_its_own_extents() -> None:
     pooled = np.arange(12, dtype=np.float32).reshape(4, 3)
     found = cut(model, order([(1, (2,)), (2, (6,)), (1, (5,))], (6,)), tokens, pooled)
     wanted = [(tokens[:1, :2], pooled[:1]), (tokens[1:3], pooled[1:3]), (tokens[3:, :5], pooled[3:])]
-    for share, (of_tokens, of_pooled) in zip(found.shares, wanted, strict=True):
-        got = arrays(model, share)
+    for portion, (of_tokens, of_pooled) in zip(found.portions, wanted, strict=True):
+        got = arrays(model, portion)
         assert np.array_equal(got[0], of_tokens)
         assert np.array_equal(got[1], of_pooled)
-        assert share.shapes == (of_tokens.shape, of_pooled.shape)
+        assert portion.shapes == (of_tokens.shape, of_pooled.shape)
 
 
 def test_only_what_lies_in_pieces_is_copied_and_what_stays_in_memory_is_told() -> None:
@@ -93,7 +93,7 @@ def test_only_what_lies_in_pieces_is_copied_and_what_stays_in_memory_is_told() -
     tokens = np.ones((4, 6, 3), np.float32)
     lying = cut(model, order([(1, (2,)), (3, (6,))], (6,)), tokens)
     assert lying.held_bytes == tokens.nbytes
-    assert all(np.shares_memory(np.frombuffer(share.tensors[0], np.float32), tokens) for share in lying.shares)
+    assert all(np.shares_memory(np.frombuffer(portion.tensors[0], np.float32), tokens) for portion in lying.portions)
     some = cut(model, order([(2, (2,)), (2, (6,))], (6,)), tokens)
     assert some.held_bytes == tokens.nbytes + 2 * 2 * 3 * 4
     none = cut(model, order([(2, (2,)), (2, (3,))], (6,)), tokens)
@@ -101,7 +101,7 @@ def test_only_what_lies_in_pieces_is_copied_and_what_stays_in_memory_is_told() -
     lent = cut(model, order([(1, (2,)), (3, (6,))], (6,)), tokens, lent=True)
     assert lent.held_bytes == 2 * 3 * 4 + 3 * 6 * 3 * 4
     tokens[:] = 7
-    assert all((array == 1).all() for share in lent.shares for array in arrays(model, share))
+    assert all((array == 1).all() for portion in lent.portions for array in arrays(model, portion))
 
 
 @given(
@@ -121,8 +121,8 @@ def test_two_open_dimensions_are_cut_as_slices_say(parts: list[tuple[int, int, i
     other = rng.integers(0, 255, (rows + spare, w, 2))
     action = order([(n, (own_h, own_w)) for n, own_h, own_w in parts], (h, w), rows + spare)
     row = 0
-    for share, (n, own_h, own_w) in zip(cut(model, action, whole, other).shares, parts, strict=True):
-        got = arrays(model, share)
+    for portion, (n, own_h, own_w) in zip(cut(model, action, whole, other).portions, parts, strict=True):
+        got = arrays(model, portion)
         assert np.array_equal(got[0], whole[row : row + n, :, :own_h, :own_w])
         assert np.array_equal(got[1], other[row : row + n, :own_w])
         row += n
@@ -158,7 +158,7 @@ def test_an_exact_model_chooses_extents_of_its_own() -> None:
     own = wire.TensorSpec(name="map", dtype="float32", shape=(-1, -1), dims=("",))
     model = spec(own, exact=True)
     found = cut(model, order([(1, (9,)), (2, (9,))], (9,)), np.arange(12, dtype=np.float32).reshape(3, 4))
-    assert [share.shapes for share in found.shares] == [((1, 4),), ((2, 4),)]
+    assert [portion.shapes for portion in found.portions] == [((1, 4),), ((2, 4),)]
 
 
 # -- detection --------------------------------------------------------------------------------------------------------
@@ -170,9 +170,9 @@ def test_elements_go_to_the_requests_of_their_rows_in_their_order(owners: list[i
     boxes = np.arange(28, dtype=np.float32).reshape(7, 4)
     tells = np.array(owners)
     found = cut(model, order([(1, ()), (2, ()), (1, ())], batch=6), boxes, tells)
-    for share, (first, end) in zip(found.shares, [(0, 1), (1, 3), (3, 4)], strict=True):
+    for portion, (first, end) in zip(found.portions, [(0, 1), (1, 3), (3, 4)], strict=True):
         mine = (tells >= first) & (tells < end)
-        got, of = arrays(model, share)
+        got, of = arrays(model, portion)
         assert np.array_equal(got, boxes[mine])
         assert np.array_equal(of, tells[mine] - first)
 
@@ -187,13 +187,13 @@ def test_an_element_of_no_row_or_of_none_that_is_told_fails_the_whole_batch(owne
 def test_who_has_nothing_found_gets_no_elements() -> None:
     model = spec(BOXES, OWNER, dims=())
     found = cut(model, order([(1, ()), (1, ())]), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
-    assert [share.shapes for share in found.shares] == [((0, 4), (0,))] * 2
+    assert [portion.shapes for portion in found.portions] == [((0, 4), (0,))] * 2
 
 
 def test_a_row_has_as_many_elements_as_it_counts_and_zeros_behind_them() -> None:
     model = spec(FOUND, COUNT, dims=())
     whole = np.arange(1, 61, dtype=np.float32).reshape(3, 5, 4)
-    one, two = (arrays(model, s) for s in cut(model, order([(2, ()), (1, ())]), whole, np.array([1, 3, 0])).shares)
+    one, two = (arrays(model, s) for s in cut(model, order([(2, ()), (1, ())]), whole, np.array([1, 3, 0])).portions)
     assert one[0].shape == (2, 3, 4)
     assert np.array_equal(one[0][0, :1], whole[0, :1])
     assert not one[0][0, 1:].any(), "a model may leave anything there, of whomever"
@@ -214,7 +214,7 @@ def test_a_row_counts_no_elements_beyond_its_request_s_own_extent() -> None:
     named = wire.TensorSpec(name="spans", dtype="int64", shape=(-1, -1, 2), dims=("seq", ""), count="count")
     model, whole = spec(named, COUNT), np.ones((2, 6, 2), np.int64)
     action = order([(1, (2,)), (1, (6,))], (6,))
-    one, two = (arrays(model, share) for share in cut(model, action, whole, np.array([2, 5])).shares)
+    one, two = (arrays(model, portion) for portion in cut(model, action, whole, np.array([2, 5])).portions)
     assert (one[0].shape, two[0].shape) == ((1, 2, 2), (1, 5, 2))
     with pytest.raises(Indivisible, match=r"3 .* 2"):
         cut(model, action, whole, np.array([3, 5]))
@@ -229,7 +229,7 @@ def test_strings_are_split_where_rows_end_and_cut_as_other_elements() -> None:
     labels[:] = [b"", "grün".encode(), b"\xff\x00"]
     tags = texts([b"a", b"bb", b"", b""], [b"c", b"d", b"e", b"f"], [b"g", b"", b"h", b"i"])
     found = cut(model, order([(1, (2,)), (2, (4,))], (4,)), labels, tags)
-    one, two = (arrays(model, share) for share in found.shares)
+    one, two = (arrays(model, portion) for portion in found.portions)
     assert [one[0].tolist(), two[0].tolist()] == [labels[:1].tolist(), labels[1:].tolist()]
     assert [one[1].tolist(), two[1].tolist()] == [tags[:1, :2].tolist(), tags[1:].tolist()]
 
@@ -243,7 +243,7 @@ def test_names_of_what_was_found_are_strings_too() -> None:
     found = cut(
         model, order([(1, ()), (1, ())]), told, np.array([1, 0, 1]), texts([b"x", b"y"], [b"z", b"w"]), np.array([1, 2])
     )
-    one, two = (arrays(model, share) for share in found.shares)
+    one, two = (arrays(model, portion) for portion in found.portions)
     assert [one[0].tolist(), two[0].tolist()] == [[b"dog"], [b"cat", b"eel"]]
     assert [one[2].tolist(), two[2].tolist()] == [[[b"x"]], [[b"z", b"w"]]]
 
@@ -276,7 +276,7 @@ def test_hollow_outputs_are_as_promised() -> None:
     assert shapes == [(3, 5, 3), (0, 4), (0,), (3, 5, 4), (3,), (3,), (3, 5)]
     assert promised(model, 3, (5,))[1:3] == ((-1, 4), (-1,))
     found = cut_outputs(model, order([(1, (2,)), (2, (5,))], (5,)), outputs, shapes)
-    assert [share.shapes[0] for share in found.shares] == [(1, 2, 3), (2, 5, 3)]
+    assert [portion.shapes[0] for portion in found.portions] == [(1, 2, 3), (2, 5, 3)]
 
 
 def test_a_model_whose_rows_are_all_alike_is_not_cut() -> None:
