@@ -97,11 +97,12 @@ def cut_outputs(
     check_shapes(spec, action.batch, action.extents if computed is None else computed, shapes)
     splitters = _splitters(spec, action.batch, outputs, shapes)
     portions, row, copied, kept = [], 0, 0, False
+    known: dict[Extents, list[Shape]] = {}  # {extents: shape of a row of each output}
     for part in action.parts:
-        pieces = [
-            splitter.piece(row, part.rows, row_shape(tensor, spec.dims, part.extents))
-            for tensor, splitter in zip(spec.outputs, splitters, strict=True)
-        ]
+        wanted = known.get(part.extents)
+        if wanted is None:
+            wanted = known[part.extents] = [row_shape(tensor, spec.dims, part.extents) for tensor in spec.outputs]
+        pieces = [splitter.piece(row, part.rows, shape) for splitter, shape in zip(splitters, wanted, strict=True)]
         row += part.rows
         if lent:
             pieces = [piece if piece.copied else _copied(piece) for piece in pieces]
@@ -142,11 +143,25 @@ class _Piece(NamedTuple):
 class _Rows:
     """An output with one row for each row of the batch, cut to the extents of the request."""
 
-    def __init__(self, tensor: wire.TensorSpec, array: Array) -> None:
-        self.tensor, self.array = tensor, array
+    def __init__(self, tensor: wire.TensorSpec, array: Array, data: memoryview) -> None:
+        self.tensor, self.array, self.data = tensor, array, data
+        self.shape = array.shape[1:]
+        dims = tensor.dims or ("",) * len(self.shape)
+        # whether an extent is the model's own
+        self.own = any(extent == -1 and not dim for extent, dim in zip(tensor.shape[1:], dims, strict=True))
+        self.width = array.itemsize * math.prod(self.shape)
 
     def piece(self, row: int, rows: int, wanted: Shape) -> _Piece:
         """Returns what a request with these rows gets, each of the shape `wanted` (-1: as it is)."""
+        if self.own:
+            wanted = tuple(extent if own == -1 else own for own, extent in zip(wanted, self.shape, strict=True))
+        if self.tensor.dtype not in VARIABLE:  # what lies in one piece is found without numpy, in a third of the time
+            at = row * self.width
+            if wanted == self.shape:
+                return _Piece(self.data[at : at + rows * self.width], (rows, *wanted), False)
+            if rows == 1 and wanted[1:] == self.shape[1:]:
+                size = self.array.itemsize * math.prod(wanted)
+                return _Piece(self.data[at : at + size], (1, *wanted), False)
         return _packed(self.tensor, self.array[(slice(row, row + rows), *_within(wanted))])
 
 
@@ -234,7 +249,7 @@ def _splitters(
         except ValueError as error:
             raise Indivisible(f"output {tensor.name}: {error}") from error
     found: list[_Splitter] = []
-    for tensor in spec.outputs:
+    for tensor, data in zip(spec.outputs, outputs, strict=True):
         owner = _owner(tensor, owners)
         if tensor.name in plain:
             found.append(plain[tensor.name])
@@ -243,7 +258,7 @@ def _splitters(
         elif tensor.count:
             found.append(_Counted(tensor, arrays[tensor.name], arrays[tensor.count]))
         else:
-            found.append(_Rows(tensor, arrays[tensor.name]))
+            found.append(_Rows(tensor, arrays[tensor.name], data))
     return found
 
 

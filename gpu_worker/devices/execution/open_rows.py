@@ -14,6 +14,9 @@ from mesh.sizes import Extents, holds, most_of, row_shape
 from mesh.tensors import DTYPES, Array, byte_count
 from mesh.wire import Buffer
 
+# of an input of a batch that is filled up as a whole before its parts are laid in: quicker than each part's own edges
+AT_ONCE_BYTES = 1 << 18
+KNOWN_MAX = 4096  # extents whose rows are remembered
 BUFFER_BYTES = 1 << 20  # of a buffer for inputs at first, where the largest batch takes more
 
 
@@ -23,6 +26,7 @@ class OpenInputs:
     def __init__(self, spec: wire.ModelSpec, rows: Sequence[Array] | None) -> None:
         self.spec = spec
         self._rows = rows
+        self._known: dict[Extents, tuple[tuple[tuple[int, ...], int], ...]] = {}  # what `_rows_of` has returned
 
     @classmethod
     def of(cls, package: Package) -> "OpenInputs":
@@ -52,37 +56,57 @@ class OpenInputs:
         Rows that no part has repeat the first row of the batch, which the model can run on as well as its client's;
         without any part, the example's row, cut or repeated. Returns the fault, or "".
         """
+        for n, (part, inputs) in enumerate(zip(parts, given, strict=True)):
+            fault = self._fault(part, inputs, extents)
+            if fault:
+                return f"part {n} (request {part.request}){fault}"
+        taken = [self._rows_of(part.extents) for part in parts]
         for i, (place, tensor) in enumerate(zip(layout, self.spec.inputs, strict=True)):
-            whole = view(target, place)
-            row = 0
-            for n, (part, inputs) in enumerate(zip(parts, given, strict=True)):
-                fault = self._fault(n, part, inputs, i, extents)
-                if fault:
-                    return fault
-                shape = (part.rows, *row_shape(tensor, self.spec.dims, part.extents))
-                piece = np.frombuffer(inputs[i], DTYPES[tensor.dtype]).reshape(shape)
-                place_in(whole[row : row + part.rows], piece, pad_of(tensor))
+            whole, value, dtype, row = view(target, place), pad_of(tensor), DTYPES[tensor.dtype], 0
+            at_once = place.size <= AT_ONCE_BYTES
+            if at_once:
+                whole.fill(value)
+            for part, inputs, rows in zip(parts, given, taken, strict=True):
+                shape, _ = rows[i]
+                piece = np.frombuffer(inputs[i], dtype).reshape(part.rows, *shape)
+                block = whole[row : row + part.rows]
+                if shape == place.shape[1:]:
+                    block[...] = piece
+                elif at_once:
+                    block[(slice(None), *map(slice, shape))] = piece
+                else:
+                    place_in(block, piece, value)
                 row += part.rows
             if row < place.rows:
                 whole[row:] = whole[0] if row else self._row(i, place.shape[1:])
         return ""
 
-    def _fault(self, n: int, part: wire.Part, given: Sequence[Buffer], i: int, extents: Extents) -> str:
-        """Why the part's input `i` cannot be used; empty if it can."""
-        spec, told = self.spec, f"part {n} (request {part.request})"
+    def _fault(self, part: wire.Part, given: Sequence[Buffer], extents: Extents) -> str:
+        """Why the part's inputs cannot be used; empty if they can."""
+        spec = self.spec
         if len(given) != len(spec.inputs):
-            return f"{told}: {len(given)} inputs came, the model takes {len(spec.inputs)}"
+            return f": {len(given)} inputs came, the model takes {len(spec.inputs)}"
         if not holds(extents, part.extents) or len(extents) != len(spec.dims):
-            return f"{told} has extents {list(part.extents)}, and the batch is computed with {list(extents)}"
-        tensor = spec.inputs[i]
-        wanted = part.rows * byte_count(tensor.dtype, row_shape(tensor, spec.dims, part.extents))
-        if memoryview(given[i]).nbytes != wanted:
-            found = memoryview(given[i]).nbytes
-            return (
-                f"{told}: input {tensor.name} has {found} bytes; {part.rows} rows of extents {list(part.extents)} "
-                f"take {wanted}"
-            )
+            return f" has extents {list(part.extents)}, and the batch is computed with {list(extents)}"
+        for tensor, data, (_, size) in zip(spec.inputs, given, self._rows_of(part.extents), strict=True):
+            if len(data) != part.rows * size:
+                return (
+                    f": input {tensor.name} has {len(data)} bytes; {part.rows} rows of extents {list(part.extents)} "
+                    f"take {part.rows * size}"
+                )
         return ""
+
+    def _rows_of(self, extents: Extents) -> tuple[tuple[tuple[int, ...], int], ...]:
+        """Returns (shape, bytes) of a row of each input."""
+        found = self._known.get(extents)
+        if found is None:
+            if len(self._known) >= KNOWN_MAX:
+                self._known.clear()
+            shapes = [row_shape(tensor, self.spec.dims, extents) for tensor in self.spec.inputs]
+            found = self._known[extents] = tuple(
+                (shape, byte_count(tensor.dtype, shape)) for tensor, shape in zip(self.spec.inputs, shapes, strict=True)
+            )
+        return found
 
     def _row(self, i: int, shape: tuple[int, ...]) -> Array:
         """Returns a row of input `i` of this shape: the example's, cut where it is longer and repeated where not."""

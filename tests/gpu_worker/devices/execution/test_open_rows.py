@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_worker.devices import slots
-from gpu_worker.devices.execution.open_rows import OpenInputs, view
+from gpu_worker.devices.execution import open_rows
+from gpu_worker.devices.execution.open_rows import OpenInputs, place_in, view
 from gpu_worker.devices.slots import KEPT_BYTES_MAX, SlotPool
 from mesh import wire
 
@@ -76,6 +77,33 @@ def test_each_row_is_filled_up_with_its_input_s_own_value_and_spare_rows_repeat_
         assert np.array_equal(kind[row : row + n], own_kind)
         row += n
     assert all((array[row:] == array[0]).all() for array in (image, mask, kind))
+
+
+@given(
+    block=st.tuples(*[st.integers(1, 4)] * 3),
+    inner=st.tuples(*[st.integers(1, 4)] * 3),
+)
+def test_every_element_of_a_block_is_of_its_piece_or_what_it_is_filled_up_with(
+    block: tuple[int, int, int], inner: tuple[int, int, int]
+) -> None:
+    shape = tuple(map(min, block, inner))
+    piece = np.random.default_rng(0).standard_normal(shape)
+    found, wanted = np.full(block, np.nan), np.full(block, 7.0)
+    wanted[tuple(map(slice, shape))] = piece
+    place_in(found, piece, 7.0)
+    assert np.array_equal(found, wanted)
+
+
+def test_a_large_input_is_laid_out_as_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def batch() -> list[Array]:
+        parts = [(part(1, extents), encoded(1, extents)) for extents in ((3, 4), (4, 2), (4, 5))]
+        fault, arrays = laid(OpenInputs(SPEC, None), 4, (4, 5), parts)
+        assert fault == ""
+        return arrays
+
+    small = batch()
+    monkeypatch.setattr(open_rows, "AT_ONCE_BYTES", 0)
+    assert all(np.array_equal(one, other) for one, other in zip(small, batch(), strict=True))
 
 
 def test_a_measuring_run_has_the_example_s_row_cut_or_repeated_or_zeros() -> None:
