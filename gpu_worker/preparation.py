@@ -9,10 +9,9 @@ from pathlib import Path
 import structlog
 
 from gpu_worker import tuning
-from gpu_worker.core.jobs import Servable
+from gpu_worker.core.cells import cells_of
+from gpu_worker.core.fitting import servable
 from gpu_worker.core.ledger import Ledger, News, ReadyVersion
-from gpu_worker.core.measuring import Measurement
-from gpu_worker.core.outputs import row_bytes
 from gpu_worker.core.pump import Pump
 from gpu_worker.devices.base import Device
 from gpu_worker.packages.package import Package
@@ -108,8 +107,7 @@ class RepositoryVersions:
             tuning.freeze()  # an executable consists of very many objects
         self._packages[ref] = package
         spec, pages = package.spec, package.pages(self._device.info.page_bytes)
-        sizes = None if self._device.info.any_batch else frozenset(Measurement(spec.batch_max).sizes)
-        self._pump.lanes.prepared(ref, Servable(pages, spec.batch_max, sizes, row_bytes(spec.outputs)))
+        self._serve(package, made.profile)
         group = None
         if self._device.measured:
             group = (package.architecture, self._device.traits(ref).load_from, spec.batch_max)
@@ -118,6 +116,13 @@ class RepositoryVersions:
         profiled = news.reports[0].profile is not None
         log.info("prepared", ref=ref, took_s=round(took_s, 3), pages=pages, profiled=profiled)
         self._spread(news)
+
+    def _serve(self, package: Package, profile: wire.Profile | None) -> None:
+        """The lanes execute the version. `profile`: says which batches fit, if that is known."""
+        assert self._pump is not None
+        spec, pages = package.spec, package.pages(self._device.info.page_bytes)
+        sizes = None if self._device.info.any_batch else frozenset(rows for rows, _ in cells_of(spec).all)
+        self._pump.lanes.prepared(package.ref, servable(spec, pages, sizes, profile))
 
     def _not_prepared(self, ref: str, future: "Future[None]", faults: Sequence[str], code: PackageCode) -> None:
         if not self._is_wanted(ref, future):
@@ -186,6 +191,8 @@ class RepositoryVersions:
         for ref, profile in news.profiles:
             self._keep(ref, profile)
         for report in news.reports:
+            if report.profile is not None and report.profile.sizes:
+                self._serve(self._packages[report.ref], report.profile)
             self._send(report)
 
     def _keep(self, ref: str, profile: wire.Profile) -> None:

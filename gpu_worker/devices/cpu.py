@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
+from gpu_worker.core.cutting import Indivisible, check_shapes, cut_outputs, varies
 from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.core.outputs import row_bytes
 from gpu_worker.devices.arena import Arena, Bytes, MappingCache
@@ -30,6 +31,7 @@ from gpu_worker.devices.execution.executables import (
     views,
     warm_up,
 )
+from gpu_worker.devices.execution.open_rows import OpenInputs, tensors
 from gpu_worker.devices.execution.passed import PassedChecks
 from gpu_worker.devices.execution.rows import fill, owned, padding_rows
 from gpu_worker.devices.images import HOST, HostImage, Image, Images, WeightsChanged, available_bytes, host_budget
@@ -70,9 +72,10 @@ class CpuVersion:
     package: Package
     executable: CpuExecutable
     image: Image  # the weights, outside the arena
-    row_bytes: tuple[int, ...]  # of each input
-    padding: tuple[Bytes, ...]  # one row of each input
-    promise: Promise  # of its outputs
+    row_bytes: tuple[int, ...]  # of each input; () if it is `open`
+    padding: tuple[Bytes, ...]  # one row of each input; () if it is `open`
+    promise: Promise  # of its outputs; () if it is `open`
+    open: OpenInputs | None  # of a version whose rows may differ in size
     # (pages, views of the weights in them); None after an UNLOAD. It follows from the pages alone: so the thread of
     # either lane, or the loop's, may replace it at any time, and whoever reads it once has a pair that fits
     loaded: tuple[tuple[int, ...], list[torch.Tensor]] | None = None
@@ -165,13 +168,10 @@ class CpuDevice:
             self._images.drop(package.ref)
             raise
         self._executables[package.architecture] = executable
-        sizes = row_bytes(package.spec.inputs)
-        needed = sum(sizes) * package.spec.batch_max
+        version, needed = _version(package, executable, image)
         if needed > self._slots.slot_bytes:
             self._slots = SlotPool(needed, SLOTS)
-        self._versions[package.ref] = CpuVersion(
-            package, executable, image, sizes, padding_rows(package), promise(package.spec.outputs)
-        )
+        self._versions[package.ref] = version
         return None
 
     def _executable(self, package: Package, image: Image) -> CpuExecutable:
@@ -231,7 +231,7 @@ class CpuDevice:
         return None
 
     def release(self, job: Job) -> None:
-        """The job's input buffer is free; one that has become too small is dropped."""
+        """The job's input buffer is free; one of a pool that was replaced is dropped."""
         slot, job.slot = job.slot, None
         if slot is not None:
             self._slots.give(slot)
@@ -259,10 +259,26 @@ class CpuDevice:
         version = self._versions.get(action.ref)
         if version is None:
             return Done(begin_s, begin_s, 0.0, ActionCode.UNKNOWN_MODEL)
+        if version.open is not None:
+            return self._input_open(job, action, version.open, begin_s)
         job.slot = slot = self._slots.take()
         if slot is None:
             return Done(begin_s, begin_s, 0.0, ActionCode.NO_SLOTS)
-        fault = fill(slot, action, job.tensors, version.row_bytes, version.padding)
+        fault = fill(slot.data, action, job.tensors, version.row_bytes, version.padding)
+        if fault:
+            return Done(begin_s, begin_s, 0.0, ActionCode.BAD_INPUT, fault)
+        end_s = time.monotonic()
+        return Done(begin_s, end_s, end_s - begin_s)
+
+    def _input_open(self, job: Job, action: wire.Infer, inputs: OpenInputs, begin_s: float) -> Done:
+        layout, size = inputs.places(action.batch, action.extents)
+        if size > self._slots.slot_bytes and size > available_bytes():
+            why = f"the inputs of {action.batch} rows of extents {list(action.extents)} take {size >> 20} MiB"
+            return Done(begin_s, begin_s, 0.0, ActionCode.NO_MEMORY, why)
+        job.slot = slot = self._slots.take(size)
+        if slot is None:
+            return Done(begin_s, begin_s, 0.0, ActionCode.NO_SLOTS)
+        fault = inputs.fill(slot.data, layout, action.extents, action.parts, job.tensors)
         if fault:
             return Done(begin_s, begin_s, 0.0, ActionCode.BAD_INPUT, fault)
         end_s = time.monotonic()
@@ -283,12 +299,23 @@ class CpuDevice:
             if loaded is None or gathered:
                 version.loaded = loaded = (job.pages, views(self._mappings.get(job.pages), version.package))
             weights = loaded[1]
-            inputs = self._inputs(version, job.slot, action.batch)
+            inputs = self._inputs(version, job.slot.data, action)
             outputs = version.executable.forward(*weights, *inputs)
-            if not keeps(version.promise, outputs, action.batch):
+            if version.open is not None:
+                _check_open(version.package.spec, outputs, action)
+            elif not keeps(version.promise, outputs, action.batch):
                 return _broken(version.package, outputs, action.batch, begin_s)
             lent = {tensor.untyped_storage().data_ptr() for tensor in (*weights[:1], *inputs)}
             job.outputs = [raw(owned(output, lent).numpy()) for output in outputs]
+            if version.open is not None:
+                job.output_shapes = [tuple(output.shape) for output in outputs]
+                job.cut = cut_outputs(version.package.spec, action, job.outputs, job.output_shapes)
+        except Indivisible as error:
+            end_s = time.monotonic()
+            return Done(begin_s, end_s, end_s - begin_s, error.code, f"{version.package.ref}: {error}")
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            end_s = time.monotonic()
+            return Done(begin_s, end_s, end_s - begin_s, ActionCode.NO_MEMORY, f"{type(error).__name__}: {error}")
         # whatever the model raises is the outcome of that action, and must not end the process
         except Exception as error:
             end_s = time.monotonic()
@@ -296,7 +323,10 @@ class CpuDevice:
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s, gathered=gathered)
 
-    def _inputs(self, version: CpuVersion, slot: Bytes, batch: int) -> list[torch.Tensor]:
+    def _inputs(self, version: CpuVersion, slot: Bytes, action: wire.Infer) -> list[torch.Tensor]:
+        batch = action.batch
+        if version.open is not None:
+            return tensors(slot, version.open.places(batch, action.extents)[0])
         inputs = []
         at = 0
         for spec, size in zip(version.package.spec.inputs, version.row_bytes, strict=True):
@@ -349,6 +379,27 @@ def _make_arena(count: int, page_bytes: int) -> Arena:
         raise DeviceError(
             f"cannot allocate an arena of {count * page_bytes >> 20} MiB ({error}): lower GEARMESH_ARENA_MB"
         ) from error
+
+
+def _version(package: Package, executable: CpuExecutable, image: Image) -> tuple[CpuVersion, int]:
+    """Returns the version, and the bytes of the buffers that it needs for inputs. Raises: PackageError."""
+    spec = package.spec
+    if varies(spec):
+        inputs = OpenInputs.of(package)
+        return CpuVersion(package, executable, image, (), (), (), inputs), inputs.buffer_bytes
+    sizes = row_bytes(spec.inputs)
+    padding = padding_rows(package)
+    version = CpuVersion(package, executable, image, sizes, padding, promise(spec.outputs), None)
+    return version, sum(sizes) * spec.batch_max
+
+
+def _check_open(spec: wire.ModelSpec, outputs: Sequence[torch.Tensor], action: wire.Infer) -> None:
+    """The outputs have the promised dtypes and shapes, as far as these are promised. Raises: Indivisible."""
+    check_shapes(spec, action.batch, action.extents, [tuple(output.shape) for output in outputs])
+    for tensor, output in zip(spec.outputs, outputs, strict=True):
+        found = str(output.dtype).removeprefix("torch.")
+        if found != tensor.dtype:
+            raise Indivisible(f"output {tensor.name}: the model gives {found}, promised is {tensor.dtype}")
 
 
 def _own_weights(package: Package, image: Image) -> list[torch.Tensor]:

@@ -5,6 +5,7 @@ import itertools
 import time
 from pathlib import Path
 
+from gpu_worker.core.cutting import hollow, varies
 from gpu_worker.core.emulation import Emulator, ProfileError, exec_s, parse_profile
 from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.base import DeviceError, Finished, Lost, Traits
@@ -115,6 +116,9 @@ class EmulatedDevice:
         package: Package = job.slot
         spec = package.spec
         batch = job.action.batch
+        if varies(spec):
+            job.outputs, job.output_shapes = hollow(spec, batch, job.action.extents)
+            return
         job.outputs = [memoryview(bytes(byte_count(t.dtype, t.shape[1:]) * batch)) for t in spec.outputs]
 
     def _ring(self, now: float) -> None:
