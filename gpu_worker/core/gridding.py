@@ -1,0 +1,84 @@
+"""Cells of batches by extents: how long each takes, from some that were measured. Pure."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from gpu_worker.core.figures import Cell, Figures
+from gpu_worker.core.surfaces import Point
+from gpu_worker.core.surveying import Survey
+from mesh import wire
+from mesh.sizes import Extents, holds
+
+GRAIN = 0.5  # octaves: nothing so near to what was measured is measured, too
+FAR = 2.0  # octaves: nothing that is farther from all that was measured goes unmeasured, if there is time
+CLOSE = 0.05  # log units that the three nearest points err by at most where others tell of them: that is good enough
+NEIGHBOURS = 3
+
+
+def reach(figures: Figures, cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Returns the cells with the batches that have been shown to fit in memory; those with none are left out."""
+    shown = (Cell(cell.extents, tuple(b for b in cell.batches if figures.fitted((b, cell.extents)))) for cell in cells)
+    return tuple(cell for cell in shown if cell.batches)
+
+
+def unsure(figures: Figures, cells: Sequence[Cell], most: int) -> list[Point]:
+    """Returns at most so many batches of the cells of which least is known, the least known first; none: all are.
+
+    A batch is known if the measured ones around it tell of each other well.
+    """
+    surface = figures.surface
+    points = [(b, cell.extents) for cell in cells for b in cell.batches if (b, cell.extents) not in figures.exec_s]
+    if not points:
+        return []
+    apart = surface.distances(points)
+    errors = surface.errors()[surface.nearest(points, NEIGHBOURS)].mean(axis=1)
+    places = np.log2(np.array([[float(batch), *extents] for batch, extents in points]))
+    chosen: list[Point] = []
+    while len(chosen) < most:
+        wanted = np.where((apart > GRAIN) & ((errors > CLOSE) | (apart > FAR)), apart, 0.0)
+        at = int(wanted.argmax())
+        if not wanted[at]:
+            break
+        chosen.append(points[at])
+        apart = np.minimum(apart, np.sqrt(((places - places[at]) ** 2).sum(axis=1)))
+    return chosen
+
+
+def times_of(
+    cells: Sequence[Cell], seconds: Callable[[Sequence[Point]], Sequence[float]]
+) -> tuple[wire.SizeTimes, ...]:
+    """Returns the durations of all batches of the cells, which ascend; they fall neither in rows nor in extents."""
+    points = [(batch, cell.extents) for cell in cells for batch in cell.batches]
+    found: dict[Point, float] = dict(zip(points, seconds(points), strict=True))
+    times: list[wire.SizeTimes] = []
+    for cell in cells:
+        below = [other.exec_s for other in times if holds(cell.extents, other.extents)]
+        least, own = 0.0, {}
+        for batch in cell.batches:
+            least = max(least, found[batch, cell.extents], *(other.get(batch, 0.0) for other in below))
+            own[batch] = least
+        times.append(wire.SizeTimes(extents=cell.extents, exec_s=own))
+    return tuple(times)
+
+
+def measured_times(figures: Figures, cells: Sequence[Cell]) -> tuple[wire.SizeTimes, ...]:
+    """Returns the durations of the cells, measured or read between what was measured."""
+
+    def seconds(points: Sequence[Point]) -> list[float]:
+        between = figures.surface.at(points).tolist()
+        return [figures.seconds(p) if p in figures.exec_s else s for p, s in zip(points, between, strict=True)]
+
+    return times_of(cells, seconds)
+
+
+def known_times(spec: wire.ModelSpec, exec_s: Callable[[int, Extents], float]) -> tuple[wire.SizeTimes, ...]:
+    """Returns the durations of a version whose cost is known, as those of a device that is only emulated: nothing runs.
+
+    The cells are those that a survey would choose for a device that needs no fixed shapes.
+    """
+    survey, figures = Survey(spec.dims, spec.batch_max, spec.slo_ms / 1e3), Figures()
+    while (point := survey.next(figures)) is not None:
+        figures.ran(point, exec_s(*point))
+    cells = survey.cells(figures, any_batch=True)
+    return times_of(cells, lambda points: [exec_s(*point) for point in points])
