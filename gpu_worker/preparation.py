@@ -14,6 +14,7 @@ from gpu_worker.core.ledger import Ledger, News, ReadyVersion
 from gpu_worker.core.measuring import Measurement
 from gpu_worker.core.outputs import row_bytes
 from gpu_worker.core.pump import Pump
+from gpu_worker.core.sharing import Group, Means
 from gpu_worker.devices.base import Device
 from gpu_worker.packages.package import Package
 from gpu_worker.preparing import PreparedVersion, Preparer
@@ -110,10 +111,12 @@ class RepositoryVersions:
         spec, pages = package.spec, package.pages(self._device.info.page_bytes)
         sizes = None if self._device.info.any_batch else frozenset(Measurement(spec.batch_max).sizes)
         self._pump.lanes.prepared(ref, Servable(pages, spec.batch_max, sizes, row_bytes(spec.outputs)))
-        group = None
+        group, traits = None, self._device.traits(ref)
         if self._device.measured:
-            group = (package.architecture, self._device.traits(ref).load_from, spec.batch_max)
-        ready = ReadyVersion(ref, spec, pages, package.image_bytes, made.content, made.profile, group)
+            slo_s = spec.slo_ms / 1e3 if spec.dims else 0.0
+            group = Group(package.architecture, traits.load_from, spec.batch_max, spec.dims, slo_s)
+        means = Means(traits.cells, traits.memory_bytes)
+        ready = ReadyVersion(ref, spec, pages, package.image_bytes, made.content, made.profile, group, means)
         news = self._ledger.prepared(ready)
         profiled = news.reports[0].profile is not None
         log.info("prepared", ref=ref, took_s=round(took_s, 3), pages=pages, profiled=profiled)
@@ -176,17 +179,34 @@ class RepositoryVersions:
 
     # -- measuring ----------------------------------------------------------------------------------------------------
 
-    def executed(self, action: wire.Load | wire.Infer, duration_s: float) -> None:
+    def executed(self, action: wire.Load | wire.Infer, duration_s: float, memory_bytes: int = 0) -> None:
         """The measurement of the version, if it is being measured, has one more duration."""
         if self._ledger.is_measured(action.ref):
             traits = self._device.traits(action.ref)
-            self._spread(self._ledger.ended(action, duration_s, traits.engine, traits.load_from))
+            self._spread(self._ledger.ended(action, duration_s, traits.engine, traits.load_from, memory_bytes))
+
+    def did_not_fit(self, action: wire.Infer) -> None:
+        """The measurement of the version, if it is being measured, goes on without such batches."""
+        if self._ledger.is_measured(action.ref):
+            traits = self._device.traits(action.ref)
+            self._spread(self._ledger.did_not_fit(action, traits.engine, traits.load_from))
 
     def _spread(self, news: News) -> None:
         for ref, profile in news.profiles:
             self._keep(ref, profile)
         for report in news.reports:
-            self._send(report)
+            if report.ok:
+                self._send(report)
+            else:
+                self._loop.call_soon(self._refused, report)  # the pump is at work
+
+    def _refused(self, report: wire.Prepared) -> None:
+        """Measuring showed that the version cannot be served here: what it has is given back, and it is told why."""
+        if self._ledger.report(report.ref) is not None or report.ref in self._preparing:
+            return  # it has been prepared anew since
+        log.warning("not_served", ref=report.ref, faults=list(report.faults), code=report.code)
+        self.forget(report.ref)
+        self._send(report)
 
     def _keep(self, ref: str, profile: wire.Profile) -> None:
         try:

@@ -306,6 +306,10 @@ class PackageCode(Coded):
         "loaded: the message is the device's. Mend that and deploy it again, or deploy another version"
     )  # fmt: skip
     DEVICE_LOST = "device_lost", 400, True, "the device failed while it was prepared there"
+    NO_MEMORY = "no_memory", 400, False, (
+        "one row of the greatest extents does not fit in the device's memory; the message says what does. Write the "
+        "version with smaller ones, or allow batches more memory (`GEARMESH_BATCH_MEMORY_MB`)"
+    )  # fmt: skip
     ENDED_WORKER = "ended_worker", 400, False, "preparing it ended the worker twice"
     UNSAFE_PACKAGE = "unsafe_package", 400, False, (
         "a package holds what could run code, or harm whoever reads it: a pickle, an operation that no graph may call, "
@@ -362,6 +366,7 @@ class ActionCode(Coded):
     NO_PAGES = "no_pages", True, "not enough free pages", "of a LOAD: tried again with growing pauses"
     BAD_BATCH = "bad_batch", False, "the device cannot execute this batch size", APART
     BAD_INPUT = "bad_input", False, "the inputs do not fit the model", APART
+    NO_MEMORY = "no_memory", False, "the batch does not fit in the device's memory", APART
     NO_SLOTS = "no_slots", True, "no free buffer for inputs", "planned again, at most 3 times"
     STALE_EPOCH = "stale_epoch", True, "ordered by a controller that has been replaced", "dropped"
     OVERFULL = "overfull", True, "too many actions wait at this device", "planned again, at most 3 times"

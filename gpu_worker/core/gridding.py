@@ -1,19 +1,22 @@
 """Cells of batches by extents: how long each takes, from some that were measured. Pure."""
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from gpu_worker.core.figures import Cell, Figures
+from gpu_worker.core.measuring import ladder
 from gpu_worker.core.surfaces import Point
-from gpu_worker.core.surveying import Survey
 from mesh import wire
-from mesh.sizes import Extents, holds
+from mesh.sizes import holds
 
 GRAIN = 0.5  # octaves: nothing so near to what was measured is measured, too
 FAR = 2.0  # octaves: nothing that is farther from all that was measured goes unmeasured, if there is time
 CLOSE = 0.05  # log units that the three nearest points err by at most where others tell of them: that is good enough
 NEIGHBOURS = 3
+CELLS_MAX = 64  # of one version
 
 
 def reach(figures: Figures, cells: Sequence[Cell]) -> tuple[Cell, ...]:
@@ -72,13 +75,33 @@ def measured_times(figures: Figures, cells: Sequence[Cell]) -> tuple[wire.SizeTi
     return times_of(cells, seconds)
 
 
-def known_times(spec: wire.ModelSpec, exec_s: Callable[[int, Extents], float]) -> tuple[wire.SizeTimes, ...]:
-    """Returns the durations of a version whose cost is known, as those of a device that is only emulated: nothing runs.
+def are_possible(
+    sizes: Sequence[wire.SizeTimes], dims: Sequence[wire.Dim], batch_max: int, cells: Sequence[Cell] = ()
+) -> bool:
+    """Returns whether a measurement can have given these durations; a package may have brought them.
 
-    The cells are those that a survey would choose for a device that needs no fixed shapes.
+    `cells`: all batches that the device can execute; (): any of the ladder, with any extents.
     """
-    survey, figures = Survey(spec.dims, spec.batch_max, spec.slo_ms / 1e3), Figures()
-    while (point := survey.next(figures)) is not None:
-        figures.ran(point, exec_s(*point))
-    cells = survey.cells(figures, any_batch=True)
-    return times_of(cells, lambda points: [exec_s(*point) for point in points])
+    places = [cell.extents for cell in sizes]
+    if not places or len(places) > CELLS_MAX or any(len(place) != len(dims) for place in places):
+        return False
+    edges = [sorted(set(of)) for of in zip(*places, strict=True)]
+    within = all(of[0] >= dim.least and of[-1] == dim.most for of, dim in zip(edges, dims, strict=True))
+    if not within or places != list(itertools.product(*edges)):
+        return False
+    known = {cell.extents: cell.batches for cell in cells} or dict.fromkeys(places, ladder(batch_max))
+    if known.keys() != set(places) or not all(_is_start(cell, known[cell.extents]) for cell in sizes):
+        return False
+    return all(_is_no_dearer(inner, outer) for outer in sizes for inner in sizes if holds(outer.extents, inner.extents))
+
+
+def _is_start(cell: wire.SizeTimes, batches: Sequence[int]) -> bool:
+    """Whether the cell has the first of these batches, with durations that are positive and do not fall."""
+    seconds = [cell.exec_s[batch] for batch in sorted(cell.exec_s)]
+    ascending = all(one <= other for one, other in itertools.pairwise(seconds))
+    return ascending and seconds[0] > 0 and tuple(sorted(cell.exec_s)) == tuple(batches[: len(seconds)])
+
+
+def _is_no_dearer(inner: wire.SizeTimes, outer: wire.SizeTimes) -> bool:
+    """Whether whatever is done with the greater extents is done with the lesser ones, in no more time."""
+    return all(inner.exec_s.get(batch, math.inf) <= seconds for batch, seconds in outer.exec_s.items())

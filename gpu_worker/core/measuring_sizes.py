@@ -14,13 +14,14 @@ from gpu_worker.core.figures import Cell, Figures, covers
 from gpu_worker.core.gridding import measured_times, reach, unsure
 from gpu_worker.core.measuring import Plan
 from gpu_worker.core.surfaces import Point, work_of
-from gpu_worker.core.surveying import BUDGET_S, Survey, runs_for
+from gpu_worker.core.surveying import Survey, runs_for
 from mesh import wire
 from mesh.sizes import Extents
 
 AT_ONCE = 8  # batches of one plan, once the limits are known
 NEAR = 1.5  # a limit is near enough to what may be possible, and no larger batch is tried, within this ratio
 STEP = 4.0  # ... and goes that far, in elements, beyond all that was run before
+DOUBTS_MAX = 2  # of the memory of one batch: each has it run again, after another one
 MIB = 1 << 20
 
 
@@ -33,6 +34,7 @@ class SizedMeasurement:
     cells: tuple[Cell, ...] = ()  # that may be executed, ascending; (): the survey chooses
     load_s: list[float] = field(default_factory=list)  # oldest first
     _left: dict[Point, int] = field(default_factory=dict)  # runs of the last plan that are not done
+    _doubts: dict[Point, int] = field(default_factory=dict)  # {batch: how often its memory was doubted}
     _complete: bool = False  # nothing more is to be run
 
     def ran(self, batch: int, duration_s: float, extents: Extents = (), memory_bytes: int = 0) -> None:
@@ -95,9 +97,10 @@ class SizedMeasurement:
 
     def _next(self) -> list[Point]:
         figures, survey = self.figures, self.survey
-        again = [ran for ran in figures.exec_s if figures.too_much(ran) and len(figures.exec_s[ran]) == 1]
-        if again:  # something else in the process may have taken the memory
-            return again[:1]
+        doubtful = figures.doubtful
+        if doubtful is not None and self._doubts.get(doubtful, 0) < DOUBTS_MAX:
+            self._doubts[doubtful] = self._doubts.get(doubtful, 0) + 1
+            return [min((ran for ran in figures.exec_s if ran != doubtful), key=work_of), doubtful]
         if not self.cells:
             point = survey.next(figures)
             if point is not None:
@@ -111,7 +114,7 @@ class SizedMeasurement:
         limit = self._limit()
         if limit is not None:
             return [limit]
-        left_s, chosen = BUDGET_S - figures.spent_s, []
+        left_s, chosen = survey.left_s(figures), []
         for point in unsure(figures, reach(figures, self.cells), AT_ONCE):
             left_s -= float(figures.surface.at([point])[0]) * self._runs(point)
             if left_s > 0:
@@ -125,7 +128,7 @@ class SizedMeasurement:
         """
         figures, wanted = self.figures, []
         points = [(batch, cell.extents) for cell in self.cells for batch in cell.batches]
-        useful_s, left_s = self.survey.useful_s(figures), BUDGET_S - figures.spent_s
+        useful_s, left_s = self.survey.useful_s(figures), self.survey.left_s(figures)
         seconds = dict(zip(points, figures.surface.at(points).tolist(), strict=True))
         may = dict(zip(points, figures.may_fit(points), strict=True))
         for cell in self.cells:
@@ -135,13 +138,16 @@ class SizedMeasurement:
                 for b in cell.batches
                 if may[b, cell.extents] and seconds[b, cell.extents] <= useful_s and seconds[b, cell.extents] < left_s
             ]
-            if possible and possible[-1][0] > NEAR * shown:
-                wanted.append(possible[-1])
+            larger = [point for point in possible if point[0] > NEAR * shown]
+            if larger:  # once something did not fit, by halves: each that does not either may cost the device much
+                wanted.append(larger[len(larger) // 2 if figures.unfit else -1])
         wanted.sort(key=work_of)
         step = STEP * max(map(work_of, figures.exec_s))
         return max((p for p in wanted if work_of(p) <= step), key=work_of, default=wanted[0] if wanted else None)
 
     def _runs(self, point: Point) -> int:
+        if point in self.figures.exec_s:
+            return 1
         return runs_for(float(self.figures.surface.at([point])[0])) if self.figures.exec_s else 2
 
 

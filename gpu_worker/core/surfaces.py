@@ -32,12 +32,14 @@ def work_of(point: Point) -> int:
 class Surface:
     """Values at some points, all positive, and what follows for others."""
 
-    __slots__ = ("_places", "_ratios", "_scales", "_terms")
+    __slots__ = ("_places", "_proportional", "_ratios", "_scales", "_terms")
 
-    def __init__(self, values: dict[Point, float]) -> None:
+    def __init__(self, values: dict[Point, float], *, proportional: bool = False) -> None:
+        """`proportional`: but for a fixed part the values are those of rows, each of the same: as memory is."""
+        self._proportional = proportional
         points = list(values)
         measured = np.array([values[point] for point in points])
-        columns = _columns(points)
+        columns = self._columns(points)
         self._scales = columns.max(axis=0)
         self._terms = _fit(columns / self._scales / measured[:, None])
         self._places = _places(points)
@@ -77,26 +79,28 @@ class Surface:
         return found
 
     def _fitted(self, points: Sequence[Point]) -> Floats:
-        found: Floats = (_columns(points) / self._scales) @ self._terms
+        found: Floats = (self._columns(points) / self._scales) @ self._terms
         return found
+
+    def _columns(self, points: Sequence[Point]) -> Floats:
+        batch = np.array([float(point[0]) for point in points])
+        extents = np.array([[float(extent) for extent in point[1]] for point in points])
+        area = extents.prod(axis=1)
+        columns = [np.ones(len(points)), batch * area, batch * area * area]
+        if not self._proportional:
+            columns += [batch, area]
+        if extents.shape[1] > 1:
+            columns += [batch * extents[:, i] for i in range(extents.shape[1])]
+        return np.stack(columns, axis=1)
 
     def _distances(self, points: Sequence[Point]) -> Floats:
         found: Floats = np.maximum(_apart(_places(points), self._places), 1e-6)
         return found
 
 
-def _columns(points: Sequence[Point]) -> Floats:
-    batch = np.array([float(point[0]) for point in points])
-    extents = np.array([[float(extent) for extent in point[1]] for point in points])
-    area = extents.prod(axis=1)
-    columns = [np.ones(len(points)), batch, area, batch * area, batch * area * area]
-    if extents.shape[1] > 1:
-        columns += [batch * extents[:, i] for i in range(extents.shape[1])]
-    return np.stack(columns, axis=1)
-
-
 def _places(points: Sequence[Point]) -> Floats:
-    return np.log2(np.array([[float(point[0]), *map(float, point[1])] for point in points]))
+    found: Floats = np.log2(np.array([[float(point[0]), *map(float, point[1])] for point in points]))
+    return found
 
 
 def _apart(these: Floats, others: Floats) -> Floats:

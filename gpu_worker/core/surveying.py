@@ -9,7 +9,7 @@ With two open dimensions they are the pairs of fewer extents of each.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ PROBES = {1: 10, 2: 4}  # {open dimensions: extents of each that one row is run 
 OF_USE = 10.0  # objectives; a batch that takes longer is neither measured nor made
 LONGEST_S = 2.0  # ... nor one that takes longer than this. But one row is always of use, and what takes no longer
 BUDGET_S = 20.0  # of EXEC, for all runs of one version on one device but those of one row: these are needed anyway
+BUDGET_ROWS = 8.0  # ... or so many times what one row of the greatest extents takes, if that is more
 SURVEY_SHARE = 0.4  # of it, for the survey
 RUNS = ((0.005, 6), (0.02, 4), (0.1, 3), (0.5, 2))  # (expected seconds, runs of what takes less); beyond: 1
 
@@ -61,16 +62,22 @@ class Survey:
             for point, may, seconds in zip(
                 points, figures.may_fit(points), figures.surface.at(points).tolist(), strict=True
             ):
-                left_s = BUDGET_S * SURVEY_SHARE - figures.spent_s - seconds * runs_for(seconds)
+                left_s = self.left_s(figures, SURVEY_SHARE) - seconds * runs_for(seconds)
                 if point not in figures.exec_s and may and seconds <= self.useful_s(figures) and left_s > 0:
                     return point
         return None
 
     def useful_s(self, figures: Figures) -> float:
         """Returns how long a batch may take to be of use. One row of the greatest extents has been run."""
+        return max(self._alone_s(figures), min(OF_USE * self.slo_s, LONGEST_S))
+
+    def left_s(self, figures: Figures, share: float = 1.0) -> float:
+        """Returns how much of this share of the budget is left."""
+        return share * max(BUDGET_S, BUDGET_ROWS * self._alone_s(figures)) - figures.spent_s
+
+    def _alone_s(self, figures: Figures) -> float:
         alone = (1, self.greatest)
-        alone_s = figures.seconds(alone) if alone in figures.exec_s else 0.0
-        return max(alone_s, min(OF_USE * self.slo_s, LONGEST_S))
+        return figures.seconds(alone) if alone in figures.exec_s else 0.0
 
     def cells(self, figures: Figures, *, any_batch: bool, most: int = 0) -> tuple[Cell, ...]:
         """Returns what is worth executing, by extents, ascending: the products of the edges, each with the ladder.
@@ -101,3 +108,22 @@ class Survey:
             for dim in self.dims
         ]
         return sorted(itertools.product(*each), key=lambda extents: work_of((1, extents)))
+
+
+def cells_by_running(
+    survey: Survey, run: Callable[[int, Extents], float | None], *, any_batch: bool, most: int = 0
+) -> tuple[Cell, ...]:
+    """Returns the cells that follow from running what the survey asks for, at once.
+
+    `run` executes a batch of these rows and extents, and returns how many seconds that took; None: there is no memory
+    for it. For devices that need the cells before they can be measured, as they capture each. () if not even one row of
+    the greatest extents fits.
+    """
+    figures = Figures()
+    while (point := survey.next(figures)) is not None:
+        for seconds in [run(*point) for _ in range(2)]:
+            if seconds is None:
+                figures.did_not_fit(point)
+                break
+            figures.ran(point, seconds)
+    return survey.cells(figures, any_batch=any_batch, most=most) if figures.fitted((1, survey.greatest)) else ()

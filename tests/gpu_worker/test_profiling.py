@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from gpu_worker.core.figures import Cell
 from gpu_worker.profiling import profile_file, read_profile, write_profile
 from mesh import wire
 
@@ -68,3 +70,64 @@ def test_a_profile_of_another_format_is_not_taken(tmp_path: Path) -> None:
 def test_a_profile_that_cannot_be_written_is_an_error_of_the_system(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"\S"):
         write_profile(tmp_path / "gone", KIND, PROFILE)
+
+
+DIMS = (wire.Dim(name="seq", least=1, most=64),)
+CELLS = (
+    wire.SizeTimes(extents=(8,), exec_s={1: 0.01, 2: 0.012, 3: 0.0125}),
+    wire.SizeTimes(extents=(64,), exec_s={1: 0.02, 2: 0.03}),
+)
+SIZED = wire.Profile(exec_s={1: 0.02, 2: 0.03}, load_s=0.5, engine="eager", sizes=CELLS)
+
+
+def kept(folder: Path, sizes: tuple[wire.SizeTimes, ...], cells: tuple[Cell, ...] = ()) -> bool:
+    """Whether a profile with these durations, which a package brings, is taken."""
+    profile = msgspec.structs.replace(SIZED, sizes=sizes, exec_s=sizes[-1].exec_s if sizes else SIZED.exec_s)
+    write_profile(folder, KIND, profile)
+    return read_profile(folder, KIND, 3, DIMS, cells) is not None
+
+
+def test_durations_by_extents_are_read_again(tmp_path: Path) -> None:
+    write_profile(tmp_path, KIND, SIZED)
+    assert read_profile(tmp_path, KIND, 3, DIMS) == SIZED
+    assert '"format": 2' in profile_file(tmp_path, KIND).read_text()
+    assert read_profile(tmp_path, KIND, 3) is None, "the version has no open dimension any more"
+    assert read_profile(tmp_path, KIND, 3, (*DIMS, wire.Dim(name="w", least=1, most=2))) is None
+    assert read_profile(tmp_path, KIND, 3, (wire.Dim(name="seq", least=1, most=65),)) is None
+    assert read_profile(tmp_path, KIND, 1, DIMS) is None
+
+
+def test_a_profile_without_extents_does_not_fit_a_version_with_open_dimensions(tmp_path: Path) -> None:
+    write_profile(tmp_path, KIND, PROFILE)
+    assert read_profile(tmp_path, KIND, 3, DIMS) is None
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (),
+        CELLS[:1],  # not up to the greatest extents
+        CELLS[::-1],
+        (CELLS[0], CELLS[0], CELLS[1]),
+        (*CELLS, wire.SizeTimes(extents=(65,), exec_s={1: 0.05})),
+        (wire.SizeTimes(extents=(8, 8), exec_s={1: 0.01}), CELLS[1]),
+        (wire.SizeTimes(extents=(8,), exec_s={1: 0.01, 3: 0.02}), CELLS[1]),  # without 2
+        (wire.SizeTimes(extents=(8,), exec_s={1: 0.01}), CELLS[1]),  # more fits with greater extents
+        (wire.SizeTimes(extents=(8,), exec_s={1: 0.01, 2: 0.009}), CELLS[1]),
+        (wire.SizeTimes(extents=(8,), exec_s={1: 0.01, 2: 0.04}), CELLS[1]),  # dearer than with greater extents
+        (wire.SizeTimes(extents=(8,), exec_s={1: 0.0, 2: 0.02}), CELLS[1]),
+        (CELLS[0], wire.SizeTimes(extents=(64,), exec_s={1: 0.02, 2: 1e5})),
+        tuple(wire.SizeTimes(extents=(extent + 1,), exec_s={1: 0.01}) for extent in range(64)) * 2,
+    ],
+)
+def test_durations_that_no_measurement_gives_are_not_taken(tmp_path: Path, sizes: tuple[wire.SizeTimes, ...]) -> None:
+    assert kept(tmp_path, CELLS)
+    assert not kept(tmp_path, sizes)
+
+
+def test_durations_of_shapes_that_the_device_has_not_are_not_taken(tmp_path: Path) -> None:
+    cells = (Cell((8,), (1, 2, 3)), Cell((64,), (1, 2)))
+    assert kept(tmp_path, CELLS, cells)
+    assert not kept(tmp_path, CELLS, (*cells, Cell((32,), (1, 2))))
+    assert not kept(tmp_path, CELLS, (Cell((8,), (1, 2, 4)), cells[1]))
+    assert kept(tmp_path, CELLS, (Cell((8,), (1, 2, 3)), Cell((64,), (1, 2, 3)))), "one batch was of no use"
