@@ -16,6 +16,8 @@ GRAIN = 0.5  # octaves: nothing so near to what was measured is measured, too
 FAR = 2.0  # octaves: nothing that is farther from all that was measured goes unmeasured, if there is time
 CLOSE = 0.05  # log units that the three nearest points err by at most where others tell of them: that is good enough
 NEIGHBOURS = 3
+ORDERLY = 1.1  # times what a larger batch took: more is not believed at once
+RUNS_MAX = 24  # of such a batch: three times what is planned at once
 CELLS_MAX = 64  # of one version
 
 
@@ -46,6 +48,24 @@ def unsure(figures: Figures, cells: Sequence[Cell], most: int) -> list[Point]:
         chosen.append(points[at])
         apart = np.minimum(apart, np.sqrt(((places - places[at]) ** 2).sum(axis=1)))
     return chosen
+
+
+def disordered(figures: Figures, most: int) -> list[Point]:
+    """Returns at most so many batches that took longer than larger ones, and were run less than RUNS_MAX times.
+
+    Either they do, or something disturbed them: the median of more runs will tell.
+    """
+    points = list(figures.exec_s)
+    seconds = np.array([figures.seconds(point) for point in points])
+    sizes = np.array([[batch, *extents] for batch, extents in points])
+    within = (sizes[:, None, :] <= sizes[None, :, :]).all(axis=2)  # [inner, outer]
+    excess = seconds / np.where(within, seconds[None, :], np.inf).min(axis=1)
+    found = [
+        (-over, point)
+        for over, point in zip(excess.tolist(), points, strict=True)
+        if over > ORDERLY and len(figures.exec_s[point]) < RUNS_MAX
+    ]
+    return [point for _, point in sorted(found)[:most]]
 
 
 def times_of(

@@ -2,7 +2,8 @@
 
     survey     how the cost grows, from which the edges follow (`surveying.py`)
     limits     the largest batch of each cell that fits in memory and is of use is run: nothing larger is ever made
-    filling    batches of the cells of which least is known, until the others tell of each well, or time is over
+    filling    batches of the cells of which least is known, until the others tell of each well, or time is over;
+               and, once more, those that took longer than larger ones
 
 Runs ascend, and none is planned whose memory, as what was measured foretells, may not be there (`figures.py`).
 """
@@ -11,7 +12,7 @@ import statistics
 from dataclasses import dataclass, field
 
 from gpu_worker.core.figures import Cell, Figures, covers
-from gpu_worker.core.gridding import measured_times, reach, unsure
+from gpu_worker.core.gridding import disordered, measured_times, reach, unsure
 from gpu_worker.core.measuring import Plan
 from gpu_worker.core.surfaces import Point, work_of
 from gpu_worker.core.surveying import Survey, runs_for
@@ -61,9 +62,8 @@ class SizedMeasurement:
 
     def next_plan(self) -> Plan:
         """Returns the runs to be done next; empty once the profile is complete, or the version cannot be served."""
-        points = self._next()
-        self._complete = not points
-        self._left = {point: self._runs(point) for point in points}
+        self._left = self._doubted() or {point: self._runs(point) for point in self._next()}
+        self._complete = not self._left
         return tuple((point[0], runs, point[1]) for point, runs in self._left.items())
 
     @property
@@ -95,12 +95,16 @@ class SizedMeasurement:
 
     # -- rules --------------------------------------------------------------------------------------------------------
 
+    def _doubted(self) -> dict[Point, int]:
+        """Returns what tells whether a batch takes as much memory as was seen: a run of it, after one of another."""
+        doubtful = self.figures.doubtful
+        if doubtful is None or self._doubts.get(doubtful, 0) >= DOUBTS_MAX:
+            return {}
+        self._doubts[doubtful] = self._doubts.get(doubtful, 0) + 1
+        return {min((ran for ran in self.figures.exec_s if ran != doubtful), key=work_of): 1, doubtful: 1}
+
     def _next(self) -> list[Point]:
         figures, survey = self.figures, self.survey
-        doubtful = figures.doubtful
-        if doubtful is not None and self._doubts.get(doubtful, 0) < DOUBTS_MAX:
-            self._doubts[doubtful] = self._doubts.get(doubtful, 0) + 1
-            return [min((ran for ran in figures.exec_s if ran != doubtful), key=work_of), doubtful]
         if not self.cells:
             point = survey.next(figures)
             if point is not None:
@@ -114,9 +118,10 @@ class SizedMeasurement:
         limit = self._limit()
         if limit is not None:
             return [limit]
+        points = unsure(figures, reach(figures, self.cells), AT_ONCE) or disordered(figures, AT_ONCE)
         left_s, chosen = survey.left_s(figures), []
-        for point in unsure(figures, reach(figures, self.cells), AT_ONCE):
-            left_s -= float(figures.surface.at([point])[0]) * self._runs(point)
+        for point, seconds in zip(points, figures.surface.at(points).tolist(), strict=True):
+            left_s -= seconds * self._runs(point)
             if left_s > 0:
                 chosen.append(point)
         return sorted(chosen, key=work_of)
@@ -146,8 +151,6 @@ class SizedMeasurement:
         return max((p for p in wanted if work_of(p) <= step), key=work_of, default=wanted[0] if wanted else None)
 
     def _runs(self, point: Point) -> int:
-        if point in self.figures.exec_s:
-            return 1
         return runs_for(float(self.figures.surface.at([point])[0])) if self.figures.exec_s else 2
 
 

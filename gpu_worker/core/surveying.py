@@ -27,7 +27,7 @@ LONGEST_S = 2.0  # ... nor one that takes longer than this. But one row is alway
 BUDGET_S = 20.0  # of EXEC, for all runs of one version on one device but those of one row: these are needed anyway
 BUDGET_ROWS = 8.0  # ... or so many times what one row of the greatest extents takes, if that is more
 SURVEY_SHARE = 0.4  # of it, for the survey
-RUNS = ((0.005, 6), (0.02, 4), (0.1, 3), (0.5, 2))  # (expected seconds, runs of what takes less); beyond: 1
+RUNS = ((0.005, 8), (0.02, 6), (0.1, 4), (0.5, 2))  # (expected seconds, runs of what takes less); beyond: 1
 
 
 def runs_for(expected_s: float) -> int:
