@@ -14,7 +14,7 @@ from gpu_worker.core.ledger import Ledger, News, ReadyVersion
 from gpu_worker.core.measuring import Measurement
 from gpu_worker.core.outputs import row_bytes
 from gpu_worker.core.pump import Pump
-from gpu_worker.core.sharing import Group, Means
+from gpu_worker.core.sharing import Means, MeasuredGroup
 from gpu_worker.devices.base import Device
 from gpu_worker.packages.package import Package
 from gpu_worker.preparing import PreparedVersion, Preparer
@@ -114,7 +114,7 @@ class RepositoryVersions:
         group, traits = None, self._device.traits(ref)
         if self._device.measured:
             slo_s = spec.slo_ms / 1e3 if spec.dims else 0.0
-            group = Group(package.architecture, traits.load_from, spec.batch_max, spec.dims, slo_s)
+            group = MeasuredGroup(package.architecture, traits.load_from, spec.batch_max, spec.dims, slo_s)
         means = Means(traits.cells, traits.memory_bytes)
         ready = ReadyVersion(ref, spec, pages, package.image_bytes, made.content, made.profile, group, means)
         news = self._ledger.prepared(ready)
@@ -210,7 +210,8 @@ class RepositoryVersions:
 
     def _keep(self, ref: str, profile: wire.Profile) -> None:
         try:
-            write_profile(self._packages[ref].folder, self._preparer.kind(ref), profile)
+            package = self._packages[ref]
+            write_profile(package.folder, self._preparer.kind(ref), profile, package.spec.slo_ms)
         except (OSError, NotWritten) as error:
             unheard = not self._profiles_lost
             self._profiles_lost += 1

@@ -19,12 +19,13 @@ SIZED_FORMAT = 2  # of those with durations by extents
 DURATION_S_MAX = 3600.0  # of one LOAD or EXEC; NaN and infinity are no durations either
 
 
-class ProfileFile(msgspec.Struct):
+class ProfileFile(msgspec.Struct, omit_defaults=True):
     """What a profile file holds."""
 
     format: int
     kind: str  # of device
     profile: wire.Profile
+    slo_ms: float = 0.0  # of a version with open dimensions: what was of use followed from it
 
 
 def profile_file(folder: Path, kind: str) -> Path:
@@ -32,12 +33,10 @@ def profile_file(folder: Path, kind: str) -> Path:
     return folder / PROFILES / (re.sub(r"[^A-Za-z0-9.]+", "-", kind).strip("-").lower() + ".json")
 
 
-def read_profile(
-    folder: Path, kind: str, batch_max: int, dims: Sequence[wire.Dim] = (), cells: Sequence[Cell] = ()
-) -> wire.Profile | None:
+def read_profile(folder: Path, kind: str, spec: wire.ModelSpec, cells: Sequence[Cell] = ()) -> wire.Profile | None:
     """The profile that was measured before. None if there is no file, or it does not fit the version any more.
 
-    `dims`: its open dimensions; `cells`: all batches that the device can execute of it, (): any.
+    `cells`: all batches that the device can execute of a version with open dimensions; (): any.
     """
     try:
         content = read_plain(profile_file(folder, kind), PROFILE_BYTES_MAX)
@@ -45,11 +44,12 @@ def read_profile(
     except (OSError, ValueError, RecursionError):  # msgspec's errors are ValueErrors
         return None  # the version will be measured again, and the file overwritten
     profile = found.profile
-    if dims:
-        right = found.format == SIZED_FORMAT and are_possible(profile.sizes, dims, batch_max, cells)
+    if spec.dims:
+        right = (found.format, found.slo_ms) == (SIZED_FORMAT, spec.slo_ms)
+        right = right and are_possible(profile.sizes, spec.dims, spec.batch_max, cells)
         fits = right and profile.exec_s == profile.sizes[-1].exec_s
     else:
-        fits = found.format == FORMAT and not profile.sizes and set(ladder(batch_max)) == set(profile.exec_s)
+        fits = found.format == FORMAT and not profile.sizes and set(ladder(spec.batch_max)) == set(profile.exec_s)
     return profile if found.kind == kind and fits and _is_possible(profile) else None
 
 
@@ -60,9 +60,13 @@ def _is_possible(profile: wire.Profile) -> bool:
     return all(0 <= duration <= DURATION_S_MAX for duration in durations)
 
 
-def write_profile(folder: Path, kind: str, profile: wire.Profile) -> None:
-    """The file holds this profile; if writing fails, the old file is unchanged. Raises: OSError, NotWritten."""
+def write_profile(folder: Path, kind: str, profile: wire.Profile, slo_ms: float = 0.0) -> None:
+    """The file holds this profile of a version with this objective; if writing fails, the old file is unchanged.
+
+    Raises: OSError, NotWritten.
+    """
     folder.stat()  # a version whose folder is gone gets none for its profile
-    fields = ProfileFile(SIZED_FORMAT if profile.sizes else FORMAT, kind, profile)
+    sized = bool(profile.sizes)
+    fields = ProfileFile(SIZED_FORMAT if sized else FORMAT, kind, profile, slo_ms if sized else 0.0)
     content = msgspec.json.format(msgspec.json.encode(fields), indent=1)
     write_whole(profile_file(folder, kind), content, setting="GEARMESH_MODEL_REPOSITORY")

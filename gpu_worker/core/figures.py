@@ -29,7 +29,7 @@ def covers(outer: Point, inner: Point) -> bool:
 
 
 @dataclass(slots=True)
-class Figures:
+class SizedFigures:
     """Runs so far. A batch that is no larger than one that has run fits; one that covers one that did not, does not."""
 
     memory_bytes: int = 0  # that a batch may take; 0: the device says itself what does not fit

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gpu_worker.core.figures import Cell, Figures
+from gpu_worker.core.figures import Cell, SizedFigures
 from gpu_worker.core.measuring import ladder
 from gpu_worker.core.surfaces import Point
 from mesh import wire
@@ -21,13 +21,13 @@ RUNS_MAX = 24  # of such a batch: three times what is planned at once
 CELLS_MAX = 64  # of one version
 
 
-def reach(figures: Figures, cells: Sequence[Cell]) -> tuple[Cell, ...]:
+def reach(figures: SizedFigures, cells: Sequence[Cell]) -> tuple[Cell, ...]:
     """Returns the cells with the batches that have been shown to fit in memory; those with none are left out."""
     shown = (Cell(cell.extents, tuple(b for b in cell.batches if figures.fitted((b, cell.extents)))) for cell in cells)
     return tuple(cell for cell in shown if cell.batches)
 
 
-def unsure(figures: Figures, cells: Sequence[Cell], most: int) -> list[Point]:
+def unsure(figures: SizedFigures, cells: Sequence[Cell], most: int) -> list[Point]:
     """Returns at most so many batches of the cells of which least is known, the least known first; none: all are.
 
     A batch is known if the measured ones around it tell of each other well.
@@ -50,7 +50,7 @@ def unsure(figures: Figures, cells: Sequence[Cell], most: int) -> list[Point]:
     return chosen
 
 
-def disordered(figures: Figures, most: int) -> list[Point]:
+def disordered(figures: SizedFigures, most: int) -> list[Point]:
     """Returns at most so many batches that took longer than larger ones, and were run less than RUNS_MAX times.
 
     Either they do, or something disturbed them: the median of more runs will tell.
@@ -85,7 +85,7 @@ def times_of(
     return tuple(times)
 
 
-def measured_times(figures: Figures, cells: Sequence[Cell]) -> tuple[wire.SizeTimes, ...]:
+def measured_times(figures: SizedFigures, cells: Sequence[Cell]) -> tuple[wire.SizeTimes, ...]:
     """Returns the durations of the cells, measured or read between what was measured."""
 
     def seconds(points: Sequence[Point]) -> list[float]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from gpu_worker.core.measuring import AnyMeasurement, ladder
-from gpu_worker.core.sharing import NO_MEANS, Group, Means, Sharing
+from gpu_worker.core.sharing import NO_MEANS, Means, MeasuredGroup, Sharing
 from mesh import wire
 from mesh.codes import PackageCode
 
@@ -35,7 +35,7 @@ class ReadyVersion:
     weights_bytes: int
     content: str  # digest; empty: the device reads no weights
     profile: wire.Profile | None  # known already
-    group: Group | None  # versions that take equal time; None: the device needs no measuring
+    group: MeasuredGroup | None  # versions that take equal time; None: the device needs no measuring
     means: Means = NO_MEANS
 
 

@@ -11,7 +11,7 @@ Runs ascend, and none is planned whose memory, as what was measured foretells, m
 import statistics
 from dataclasses import dataclass, field
 
-from gpu_worker.core.figures import Cell, Figures, covers
+from gpu_worker.core.figures import Cell, SizedFigures, covers
 from gpu_worker.core.gridding import disordered, measured_times, reach, unsure
 from gpu_worker.core.measuring import Plan
 from gpu_worker.core.surfaces import Point, work_of
@@ -31,7 +31,7 @@ class SizedMeasurement:
     """One version with open dimensions that is being measured."""
 
     survey: Survey
-    figures: Figures
+    figures: SizedFigures
     cells: tuple[Cell, ...] = ()  # that may be executed, ascending; (): the survey chooses
     load_s: list[float] = field(default_factory=list)  # oldest first
     _left: dict[Point, int] = field(default_factory=dict)  # runs of the last plan that are not done

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from gpu_worker.core.figures import Cell, Figures
+from gpu_worker.core.figures import Cell, SizedFigures
 from gpu_worker.core.measuring import AnyMeasurement, Measurement
 from gpu_worker.core.measuring_sizes import SizedMeasurement
 from gpu_worker.core.surveying import Survey
 from mesh import wire
 
 
-class Group(NamedTuple):
+class MeasuredGroup(NamedTuple):
     """What versions have in common that take equal time, and are measured alike."""
 
     architecture: str
@@ -30,12 +30,12 @@ class Means(NamedTuple):
 NO_MEANS = Means()
 
 
-def measurement_of(group: Group, means: Means) -> AnyMeasurement:
+def measurement_of(group: MeasuredGroup, means: Means) -> AnyMeasurement:
     """Returns a measurement that has not begun."""
     if not group.dims:
         return Measurement(group.batch_max)
     survey = Survey(group.dims, group.batch_max, group.slo_s)
-    return SizedMeasurement(survey, Figures(means.memory_bytes), means.cells)
+    return SizedMeasurement(survey, SizedFigures(means.memory_bytes), means.cells)
 
 
 @dataclass(slots=True)
@@ -43,13 +43,15 @@ class Sharing:
     """Knows which version is measured for each group, which ones wait for its figures, and the figures."""
 
     measurements: dict[str, AnyMeasurement] = field(default_factory=dict)  # {ref: figures so far}, one ref per group
-    _profiles: dict[Group, wire.Profile] = field(default_factory=dict)
-    _members: dict[Group, list[str]] = field(default_factory=dict)  # prepared refs, in the order in which they came
-    _groups: dict[str, Group] = field(default_factory=dict)  # {ref: its group}
+    _profiles: dict[MeasuredGroup, wire.Profile] = field(default_factory=dict)
+    _members: dict[MeasuredGroup, list[str]] = field(
+        default_factory=dict
+    )  # prepared refs, in the order in which they came
+    _groups: dict[str, MeasuredGroup] = field(default_factory=dict)  # {ref: its group}
     _means: dict[str, Means] = field(default_factory=dict)  # {ref: its means}, of the same refs
 
     def join(
-        self, ref: str, group: Group, profile: wire.Profile | None, means: Means = NO_MEANS
+        self, ref: str, group: MeasuredGroup, profile: wire.Profile | None, means: Means = NO_MEANS
     ) -> wire.Profile | None:
         """`ref` is prepared and belongs to `group`. Returns its group's figures if they are known.
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpu_worker.core.edges import EDGES_MAX, edges_of, geometric
-from gpu_worker.core.figures import Cell, Figures
+from gpu_worker.core.figures import Cell, SizedFigures
 from gpu_worker.core.measuring import ladder
 from gpu_worker.core.surfaces import Floats, Point, work_of
 from mesh import wire
@@ -48,7 +48,7 @@ class Survey:
         """The greatest extents of a request."""
         return tuple(dim.most for dim in self.dims)
 
-    def next(self, figures: Figures) -> Point | None:
+    def next(self, figures: SizedFigures) -> Point | None:
         """Returns the batch to be run next; None once cells can be chosen, or if one row does not fit."""
         sizes = self._extents()
         for extents in sizes:
@@ -67,19 +67,19 @@ class Survey:
                     return point
         return None
 
-    def useful_s(self, figures: Figures) -> float:
+    def useful_s(self, figures: SizedFigures) -> float:
         """Returns how long a batch may take to be of use. One row of the greatest extents has been run."""
         return max(self._alone_s(figures), min(OF_USE * self.slo_s, LONGEST_S))
 
-    def left_s(self, figures: Figures, share: float = 1.0) -> float:
+    def left_s(self, figures: SizedFigures, share: float = 1.0) -> float:
         """Returns how much of this share of the budget is left."""
         return share * max(BUDGET_S, BUDGET_ROWS * self._alone_s(figures)) - figures.spent_s
 
-    def _alone_s(self, figures: Figures) -> float:
+    def _alone_s(self, figures: SizedFigures) -> float:
         alone = (1, self.greatest)
         return figures.seconds(alone) if alone in figures.exec_s else 0.0
 
-    def cells(self, figures: Figures, *, any_batch: bool, most: int = 0) -> tuple[Cell, ...]:
+    def cells(self, figures: SizedFigures, *, any_batch: bool, most: int = 0) -> tuple[Cell, ...]:
         """Returns what is worth executing, by extents, ascending: the products of the edges, each with the ladder.
 
         `any_batch`: the device pads nothing. Then the least extents are edges, too, as times are read between edges.
@@ -91,7 +91,7 @@ class Survey:
             edges = tuple(tuple(sorted({dim.least, *of})) for dim, of in zip(self.dims, edges, strict=True))
         return tuple(Cell(extents, ladder(self.batch_max)) for extents in itertools.product(*edges))
 
-    def _shares(self, figures: Figures, extents: Sequence[Extents]) -> Floats:
+    def _shares(self, figures: SizedFigures, extents: Sequence[Extents]) -> Floats:
         """Returns the least time of a row among batches that are done within the objective, of each."""
         sizes = ladder(self.batch_max)
         points = [(size, of) for of in extents for size in sizes]
@@ -119,7 +119,7 @@ def cells_by_running(
     for it. For devices that need the cells before they can be measured, as they capture each. () if not even one row of
     the greatest extents fits.
     """
-    figures = Figures()
+    figures = SizedFigures()
     while (point := survey.next(figures)) is not None:
         for seconds in [run(*point) for _ in range(2)]:
             if seconds is None:

@@ -1,4 +1,4 @@
-"""Costs of batches by rows and length, as the length study fitted or assumed them, and traffic of several kinds."""
+"""Costs of batches by rows and length, as a study of lengths fitted or assumed them, and traffic of several kinds."""
 
 import math
 import random

@@ -4,17 +4,17 @@ import msgspec
 
 from gpu_worker.core.ledger import NOTHING, Ledger, News, ReadyVersion
 from gpu_worker.core.measuring import FIRST_RUNS
-from gpu_worker.core.sharing import Group, Means
+from gpu_worker.core.sharing import Means, MeasuredGroup
 from mesh import wire
 from mesh.codes import PackageCode
 from tests.gpu_worker.worker_builders import infer, load
 
-GROUP = Group("architecture", "host", 2)
+GROUP = MeasuredGroup("architecture", "host", 2)
 PROFILE = wire.Profile(exec_s={1: 0.01, 2: 0.02}, load_s=0.5)
 SLOW_S = 1.0  # of EXEC: a few runs are enough
 
 
-def ready(ref: str = "m:1", profile: wire.Profile | None = None, group: Group | None = GROUP) -> ReadyVersion:
+def ready(ref: str = "m:1", profile: wire.Profile | None = None, group: MeasuredGroup | None = GROUP) -> ReadyVersion:
     tensor = wire.TensorSpec(name="x", dtype="float32", shape=(-1, 1))
     spec = wire.ModelSpec(inputs=(tensor,), outputs=(tensor,), batch_max=2, slo_ms=50.0)
     return ReadyVersion(ref, spec, pages=3, weights_bytes=3000, content="abc", profile=profile, group=group)
@@ -114,7 +114,7 @@ def test_when_the_measured_version_is_forgotten_another_one_is_measured_in_its_p
 
 DIMS = (wire.Dim(name="seq", least=1, most=8),)
 OPEN = wire.TensorSpec(name="x", dtype="float32", shape=(-1, -1), dims=("seq",))
-SIZED_GROUP = Group("architecture", "host", 2, DIMS, 0.05)
+SIZED_GROUP = MeasuredGroup("architecture", "host", 2, DIMS, 0.05)
 
 
 def ready_open(ref: str = "m:1", memory_bytes: int = 0) -> ReadyVersion:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gpu_worker.core.figures import Cell, Figures, covers
+from gpu_worker.core.figures import Cell, SizedFigures, covers
 from gpu_worker.core.gridding import are_possible
 from gpu_worker.core.measuring import ladder
 from gpu_worker.core.measuring_sizes import SizedMeasurement
@@ -47,7 +47,7 @@ class Bench:
         """Everything that is asked for has been run."""
         rng = random.Random(1)
         survey = Survey(self.dims, self.batch_max, self.slo_s)
-        measurement = SizedMeasurement(survey, Figures(self.memory_bytes), self.cells)
+        measurement = SizedMeasurement(survey, SizedFigures(self.memory_bytes), self.cells)
         measurement.loaded(0.5)
         while plan := measurement.next_plan():
             assert not measurement.due
@@ -200,7 +200,7 @@ def test_cells_of_such_a_device_follow_from_runs_at_once() -> None:
 
 
 def test_a_plan_is_due_when_what_is_left_of_it_is_done_and_a_load_was_seen() -> None:
-    measurement = SizedMeasurement(Survey(SEQ, 4, 1.0), Figures())
+    measurement = SizedMeasurement(Survey(SEQ, 4, 1.0), SizedFigures())
     ((batch, runs, extents),) = measurement.next_plan()
     assert (batch, extents) == (1, (1,))
     for _ in range(runs):

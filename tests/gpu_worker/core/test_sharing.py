@@ -1,9 +1,9 @@
-"""Figures of one architecture: measured once, given to all."""
+"""SizedFigures of one architecture: measured once, given to all."""
 
-from gpu_worker.core.sharing import Group, Sharing
+from gpu_worker.core.sharing import MeasuredGroup, Sharing
 from mesh import wire
 
-GROUP = Group("architecture", "host", 8)
+GROUP = MeasuredGroup("architecture", "host", 8)
 PROFILE = wire.Profile(exec_s={1: 0.001}, load_s=0.01)
 
 

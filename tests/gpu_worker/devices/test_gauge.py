@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_worker.core.figures import Figures
+from gpu_worker.core.figures import SizedFigures
 from gpu_worker.core.measuring_sizes import SizedMeasurement
 from gpu_worker.core.surveying import Survey
 from gpu_worker.devices.gauge import MemoryGauge
@@ -70,7 +70,7 @@ def test_a_real_encoder_is_measured_within_the_memory_that_a_batch_may_take(gaug
         return time.monotonic() - began_s, gauge.read("encoder:1") if seen else 0
 
     dims = (wire.Dim(name="seq", least=1, most=256),)
-    measurement = SizedMeasurement(Survey(dims, 16, 0.05), Figures(allowed))
+    measurement = SizedMeasurement(Survey(dims, 16, 0.05), SizedFigures(allowed))
     measurement.loaded(0.1)
     while plan := measurement.next_plan():
         for batch, runs, extents in plan:
