@@ -316,6 +316,10 @@ class PackageCode(Coded):
         "loaded: the message is the device's. Mend that and deploy it again, or deploy another version"
     )  # fmt: skip
     DEVICE_LOST = "device_lost", 400, True, "the device failed while it was prepared there"
+    NO_MEMORY = "no_memory", 400, False, (
+        "one row of the greatest extents does not fit in the device's memory; the message says what does. Write the "
+        "version with smaller ones, or allow batches more memory (`GEARMESH_BATCH_MEMORY_MB`)"
+    )  # fmt: skip
     ENDED_WORKER = "ended_worker", 400, False, "preparing it ended the worker twice"
     UNSAFE_PACKAGE = "unsafe_package", 400, False, (
         "a package holds what could run code, or harm whoever reads it: a pickle, an operation that no graph may call, "

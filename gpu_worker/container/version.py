@@ -46,8 +46,11 @@ class ContainerVersion:
     def forget(self, ref: str) -> None:
         """Nothing changes: the version stays prepared for a controller that wants it again."""
 
-    def executed(self, action: wire.Load | wire.Infer, duration_s: float) -> None:
+    def executed(self, action: wire.Load | wire.Infer, duration_s: float, memory_bytes: int = 0) -> None:
         """Nothing is measured: the controller learns from the batches of clients."""
+
+    def did_not_fit(self, action: wire.Infer) -> None:
+        """Nothing changes, for the same reason."""
 
     def withdraw(self, ref: str, why: str) -> None:
         """Nothing changes: a container whose code has changed ends instead."""

@@ -36,6 +36,7 @@ class Done:
     message: str = ""
     gathered: bool = False  # EXEC gathered the weights into the execution buffer first
     clock_mhz: float = 0.0  # 0: unknown
+    memory_bytes: int = 0  # that a measuring run took, of EXEC; 0: that was not seen
 
 
 @dataclass(slots=True, eq=False)

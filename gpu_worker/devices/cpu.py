@@ -34,7 +34,17 @@ from gpu_worker.devices.execution.executables import (
 from gpu_worker.devices.execution.open_rows import OpenInputs, tensors
 from gpu_worker.devices.execution.passed import PassedChecks
 from gpu_worker.devices.execution.rows import fill, owned, padding_rows
-from gpu_worker.devices.images import HOST, HostImage, Image, Images, WeightsChanged, available_bytes, host_budget
+from gpu_worker.devices.gauge import MemoryGauge
+from gpu_worker.devices.images import (
+    HOST,
+    HostImage,
+    Image,
+    Images,
+    WeightsChanged,
+    available_bytes,
+    batch_budget,
+    host_budget,
+)
 from gpu_worker.devices.locks import DeviceLock, claim_first
 from gpu_worker.devices.slots import SlotPool
 from gpu_worker.devices.task_thread import TaskThread
@@ -53,6 +63,7 @@ MAPPINGS_SHARE = 2  # address space for mappings of pages, in sizes of the arena
 # longer actions go to a thread. Source: scripts/bench_worker.py, a hand-over costs 0.1-0.2 ms here
 INLINE_S_MAX = 0.001
 INLINE_BYTES_MAX = 256 * 1024  # the same limit for LOAD: copying 256 KiB takes some 30 us
+ONNXRUNTIME = "onnxruntime"  # an engine, with memory of its own
 SLOTS = 8  # buffers for inputs: the lanes hold a handful of INFERs at a time
 
 
@@ -128,7 +139,9 @@ class CpuDevice:
         self._weights_bytes_max = settings.window_mb << 20
         self._finished: Finished | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._exec = TaskThread("exec", self._run_exec)
+        self._gauge = MemoryGauge()
+        self._batch_bytes_max = batch_budget(settings.batch_memory_mb)
+        self._exec = TaskThread("exec", self._execute)
         self._load = TaskThread("load", self.load)
 
     @classmethod
@@ -196,7 +209,7 @@ class CpuDevice:
         if compiled is not None:
             return CpuExecutable(compiled, "aot", dtypes)
         onnx = package.graph is not None and package.graph.suffix == ONNX
-        return CpuExecutable(forward, "onnxruntime" if onnx else "eager", dtypes)
+        return CpuExecutable(forward, ONNXRUNTIME if onnx else "eager", dtypes)
 
     def check(self) -> None:
         """Every invariant holds. On the loop's thread."""
@@ -204,14 +217,15 @@ class CpuDevice:
         assert {version.package.architecture for version in self._versions.values()} <= set(self._executables)
 
     def traits(self, ref: str) -> Traits:
-        """Returns the engine and the place of the image of a prepared version."""
+        """Returns the engine, the place of the image, and the memory of a batch, of a prepared version."""
         version = self._versions[ref]
-        return Traits(version.executable.engine, version.image.place)
+        return Traits(version.executable.engine, version.image.place, memory_bytes=self._batch_bytes_max)
 
     def forget(self, ref: str) -> None:
         """The version is dropped, and its executable with the last version of its architecture."""
         self._images.drop(ref)
         self._versions.pop(ref, None)
+        self._gauge.forget(ref)
 
     def begin(self, phase: Phase, job: Job) -> Done | None:
         """Starts a phase. Short phases run now and their outcome is returned; others run on a lane's thread."""
@@ -221,7 +235,7 @@ class CpuDevice:
             return self._output(job)
         if phase is Phase.EXEC:
             if self._exec.idle and job.action.expected_s <= INLINE_S_MAX:
-                return self._run_exec(job)
+                return self._execute(job)
             self._exec.give((phase, job))
             return None
         version = self._versions.get(job.action.ref)
@@ -283,6 +297,18 @@ class CpuDevice:
             return Done(begin_s, begin_s, 0.0, ActionCode.BAD_INPUT, fault)
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s)
+
+    def _execute(self, job: Job) -> Done:
+        """EXEC; of a measuring run with open dimensions the memory that it takes is seen, too."""
+        action = job.action
+        assert isinstance(action, wire.Infer)
+        if action.parts or not action.extents or not self._gauge.begin(action.ref, (action.batch, action.extents)):
+            return self._run_exec(job)
+        done = self._run_exec(job)
+        version = self._versions.get(action.ref)
+        kept = version is not None and version.executable.engine == ONNXRUNTIME
+        done.memory_bytes = self._gauge.read(action.ref, kept=kept)
+        return done
 
     def _run_exec(self, job: Job) -> Done:
         action = job.action
