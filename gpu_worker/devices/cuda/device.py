@@ -225,14 +225,14 @@ class CudaDevice:
     def _begin_input(self, job: Job, version: CudaVersion, now: float) -> Done | None:
         action = job.action
         assert isinstance(action, wire.Infer)
-        cell = version.executable.cells.holding(action.batch, action.extents)
-        if cell is None:
+        fixed = version.executable.batches.holding(action.batch, action.extents)
+        if fixed is None:
             return Done(now, now, 0.0, ActionCode.NO_MEMORY if action.extents else ActionCode.BAD_BATCH)
         slot = self._versions.ring.take()
         if slot is None:
             return Done(now, now, 0.0, ActionCode.NO_SLOTS)
-        layout = version.executable.layouts[cell]
-        job.slot = InferResources(slot, version, cell, layout)
+        layout = version.executable.layouts[fixed]
+        job.slot = InferResources(slot, version, fixed, layout)
         if layout.inputs_end > FILL_BYTES_MAX:
             self._helper.do(partial(self._fill_there, job, job.slot, now))
             return None
@@ -314,7 +314,7 @@ class CudaDevice:
         if pages:
             memory = self._memory
             self._driver.gather(memory.arena_pages, memory.buffer_pages, memory.tables[pages[0], : len(pages)])
-        executable.replays[held.cell]()
+        executable.replays[held.fixed]()
         _copy(there[layout.outputs_at : layout.end], executable.static[layout.outputs_at : layout.end])
 
     def _idle(self) -> None:

@@ -1,4 +1,4 @@
-"""Executables of one architecture: its operations, captured once for each cell: rows, and extents if any are open.
+"""Executables of one architecture: its operations, captured once for each batch: rows, and extents if any are open.
 
 The captured operations read weights from the execution buffer and inputs from `static`, and write outputs to `static`.
 These places are fixed and shared by all models of the architecture; models differ in what the execution buffer holds.
@@ -11,8 +11,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from gpu_worker.core.cells import Cells, FixedBatch, cells_of
 from gpu_worker.core.cutting import varies
+from gpu_worker.core.fixed import FixedBatch, FixedBatches, fixed_batches
 from gpu_worker.core.layouts import TensorPlace
 from gpu_worker.devices.cuda.driver import Driver, MemoryFull, Work
 from gpu_worker.devices.cuda.plans import SLOT_BYTES_MAX, BatchLayout, lay_out
@@ -24,17 +24,17 @@ from gpu_worker.packages.stored import ONNX
 from gpu_worker.packages.trials import Promise, keeps
 from mesh.errors import PackageError
 
-WARM_UPS = 3  # runs of each cell before its capture, in which libraries choose and load their kernels
+WARM_UPS = 3  # runs of each batch before its capture, in which libraries choose and load their kernels
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class GraphExecutable:
     """One architecture, up to one batch size."""
 
-    cells: Cells
+    batches: FixedBatches
     layouts: dict[FixedBatch, BatchLayout]  # places in `static`, and in slots
     static: torch.Tensor  # uint8, on the device: inputs, then outputs
-    replays: dict[FixedBatch, Work]  # {cell: issues its operations}
+    replays: dict[FixedBatch, Work]  # {batch: issues its operations}
     graph_bytes: int  # bytes that the captures took
     forward: Forward  # the same operations, not captured: other versions are checked with them
 
@@ -55,8 +55,8 @@ def build(
     """The architecture of `package`, warmed up with the weights of `image` and captured on the execution buffer.
 
     `image`: uint8, on the host. `execution_buffer`: as bytes. `sizes`: rows to capture, ascending up to the largest
-    batch, of a version without open dimensions; none: those of `cells_of`. Cells that the device has no memory for are
-    left out, unless it is one that every version must have. Runs on the thread that prepares, and writes to nothing
+    batch, of a version without open dimensions; none: those of `fixed_batches`. With open dimensions, batches of
+    several rows that the device has no memory for are left out. Runs on the thread that prepares, and writes to nothing
     that serving uses: the warm-up has its own weights and outputs.
 
     Raises: PackageError; MemoryFull; RuntimeError if an operation cannot be captured.
@@ -64,12 +64,12 @@ def build(
     if package.graph is not None and package.graph.suffix == ONNX:
         raise PackageError(package.ref, [f"{package.graph.name}: ONNX packages run on the cpu device only"])
     forward = load_forward(package, driver.place)
-    cells = Cells((((), tuple(sizes)),)) if sizes else cells_of(package.spec)
-    layouts = {cell: lay_out(package.spec, *cell) for cell in cells.all}
+    batches = FixedBatches((((), tuple(sizes)),)) if sizes else fixed_batches(package.spec)
+    layouts = {fixed: lay_out(package.spec, *fixed) for fixed in batches.all}
     if package.spec.dims:
-        for cell, layout in layouts.items():
-            cells = cells.without(cell) if layout.end > SLOT_BYTES_MAX else cells
-    static = driver.allocate(max(layouts[cell].end for cell in cells.all))
+        for fixed, layout in layouts.items():
+            batches = batches.without(fixed) if layout.end > SLOT_BYTES_MAX else batches
+    static = driver.allocate(max(layouts[fixed].end for fixed in batches.all))
     weights = try_out(driver, package, forward, image)
     captured = weights_of(execution_buffer, package)
     fill_up = _filler(package)
@@ -77,34 +77,34 @@ def build(
     graph_bytes = 0
     warm = driver.allocate(len(static))
     # the largest first: the memory that it leaves in the pool suffices for the others
-    for cell in sorted(cells.all, key=lambda cell: (layouts[cell].end, cell), reverse=True):
-        if cell not in cells.all:
+    for fixed in sorted(batches.all, key=lambda fixed: (layouts[fixed].end, fixed), reverse=True):
+        if fixed not in batches.all:
             continue
-        layout = layouts[cell]
+        layout = layouts[fixed]
         try:
             driver.warm_up(lambda layout=layout: fill_up(warm, layout))  # type: ignore[misc]
             for _ in range(WARM_UPS):
                 driver.warm_up(lambda layout=layout: _operate(forward, weights, warm, layout))  # type: ignore[misc]
             if not replays:
-                driver.trim()  # frees what choosing kernels took; other cells are captured into what this one leaves
+                driver.trim()  # frees what choosing kernels took; other batches are captured into what this one leaves
             before, _ = driver.memory()
-            replays[cell] = driver.capture(
+            replays[fixed] = driver.capture(
                 lambda layout=layout: _operate(forward, captured, static, layout)  # type: ignore[misc]
             )
         except MemoryFull:
-            if not package.spec.dims or cell[0] == 1:
+            if not package.spec.dims or fixed[0] == 1:
                 raise
-            cells = cells.without(cell)
+            batches = batches.without(fixed)
             continue
         graph_bytes += max(0, before - driver.memory()[0])
-    kept = {cell: layouts[cell] for cell in cells.all}
-    return GraphExecutable(cells, kept, static, {cell: replays[cell] for cell in kept}, graph_bytes, forward)
+    kept = {fixed: layouts[fixed] for fixed in batches.all}
+    return GraphExecutable(batches, kept, static, {fixed: replays[fixed] for fixed in kept}, graph_bytes, forward)
 
 
 def _filler(package: Package) -> Callable[[torch.Tensor, BatchLayout], None]:
     """Returns what fills all inputs of a buffer with rows that the model can run on.
 
-    What another cell left there may be invalid indices.
+    What another batch left there may be invalid indices.
     """
     if varies(package.spec):
         inputs = OpenInputs.of(package)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from gpu_worker.core.cells import FixedBatch
+from gpu_worker.core.fixed import FixedBatch
 from gpu_worker.core.jobs import Done, Job
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.cuda.driver import Driver, Event, Pinned
@@ -58,7 +58,7 @@ class InferResources:
 
     slot: Slot
     version: CudaVersion
-    cell: FixedBatch  # that is executed: the least that holds the batch
+    fixed: FixedBatch  # that is executed: the least that holds the batch
     layout: BatchLayout
     output: tuple[Event, Event] | None = None  # around its OUTPUT, once that is issued
 

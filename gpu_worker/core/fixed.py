@@ -1,6 +1,6 @@
 """Which batches a device of fixed shapes prepares itself for: rows and extents, of models with open dimensions. Pure.
 
-Such a device captures each batch once, when the version is prepared, and pads what comes to the next one. So the cells
+Such a device captures each batch once, when the version is prepared, and pads what comes to the next one. So they
 follow from the spec alone: what is measured later is of these.
 """
 
@@ -17,13 +17,13 @@ FixedBatch = tuple[int, Extents]  # (rows, extents)
 
 
 @dataclass(frozen=True, slots=True)
-class Cells:
+class FixedBatches:
     """Rows and extents of the batches that can be executed."""
 
     by_extents: tuple[tuple[Extents, tuple[int, ...]], ...]  # (extents, rows, ascending), ascending
 
     def holding(self, rows: int, extents: Extents) -> FixedBatch | None:
-        """Returns the least cell that holds a batch; None if it has too many rows for the extents that hold it."""
+        """Returns the least one that holds a batch; None if it has too many rows for the extents that hold its own."""
         for outer, sizes in self.by_extents:
             if holds(outer, extents):
                 size = next((size for size in sizes if size >= rows), 0) if rows > 0 else 0
@@ -32,13 +32,13 @@ class Cells:
 
     @property
     def all(self) -> tuple[FixedBatch, ...]:
-        """All cells."""
+        """All batches."""
         return tuple((rows, extents) for extents, sizes in self.by_extents for rows in sizes)
 
-    def without(self, unfit: FixedBatch) -> "Cells":
-        """Returns the cells that are less than this one in rows or in an extent."""
+    def without(self, unfit: FixedBatch) -> "FixedBatches":
+        """Returns the batches that are less than this one in rows or in an extent."""
         rows, extents = unfit
-        return Cells(
+        return FixedBatches(
             tuple(
                 (outer, tuple(size for size in sizes if size < rows or not holds(outer, extents)))
                 for outer, sizes in self.by_extents
@@ -46,16 +46,16 @@ class Cells:
         )
 
 
-def cells_of(spec: wire.ModelSpec) -> Cells:
-    """Returns the cells of a model: of powers of two rows and its largest batch, with geometric edges.
+def fixed_batches(spec: wire.ModelSpec) -> FixedBatches:
+    """Returns the batches of a model: of powers of two rows and its largest batch, with geometric edges.
 
     Without open dimensions: of the rows that are measured.
     """
     if not spec.dims:
-        return Cells((((), (*(size for size in LADDER if size < spec.batch_max), spec.batch_max)),))
+        return FixedBatches((((), (*(size for size in LADDER if size < spec.batch_max), spec.batch_max)),))
     sizes = tuple(sorted({1 << i for i in range(spec.batch_max.bit_length())} | {spec.batch_max}))
     edges = [geometric_edges(dim, EDGES[len(spec.dims)]) for dim in spec.dims]
-    return Cells(tuple((extents, sizes) for extents in product(*edges)))
+    return FixedBatches(tuple((extents, sizes) for extents in product(*edges)))
 
 
 def geometric_edges(dim: wire.Dim, count: int) -> tuple[int, ...]:
