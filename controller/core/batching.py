@@ -24,6 +24,7 @@ import numpy as np
 
 from controller.core.estimation.estimates import Curve, Term
 from mesh import wire
+from mesh.sizes import Extents
 
 STEP = 4.0  # rows
 STEP_NEAR = 1 / 40  # a step shortly after a miss is at most this part of the limit, ...
@@ -220,11 +221,11 @@ class BlackBoxCurve(Curve):
         """Whether no batch has ended in this process yet."""
         return self._seen == 0
 
-    def padded(self, rows: int) -> int:
+    def padded(self, rows: int, extents: Extents = ()) -> int:
         """The rows themselves: a container is never given rows that nobody sent."""
         return rows
 
-    def learn(self, batch: int, duration_s: float) -> float:
+    def learn(self, batch: int, duration_s: float, extents: Extents = ()) -> float:
         """A batch took so long. Returns the error, log(actual / estimated), that it showed.
 
         The first batch of a process teaches nothing: it may have loaded, compiled or cached what no later one has to.

@@ -18,7 +18,7 @@ from controller.core.devices.batch_delay import BatchDelay
 from controller.core.estimation.estimates import Curve, LoadEstimate, Margin, Pace, Term
 from controller.core.estimation.forecast import LaneForecast
 from controller.core.failures import DOUBLINGS_MAX
-from controller.core.queues import ModelQueue
+from controller.core.queues import ModelQueue, Request
 from controller.core.residency import Residency
 from mesh import wire
 from mesh.codes import ActionCode, ActionKind
@@ -129,8 +129,8 @@ class RemoteDevice(ABC):
         """The end of a batch's window: it is planned to start at `start_s` and of use if it starts by `latest_s`."""
 
     @abstractmethod
-    def doubt(self, ref: str, rows: int, deadline_s: float, now: float) -> bool:
-        """The estimate by which so many rows would miss this deadline is lowered, if it may be out of date.
+    def doubt(self, request: Request, now: float) -> bool:
+        """The estimate by which the request would miss its deadline is lowered, if it may be out of date.
 
         Returns whether it was. Otherwise an estimate that is too long would stand for ever: nobody is let in to show
         that it is.
@@ -293,7 +293,7 @@ class RemoteDevice(ABC):
         curve = self.curves.get(action.ref)
         if curve is not None:
             self.pace.seen(result.clock_mhz)
-            error = curve.learn(action.batch, duration_s)
+            error = curve.learn(action.batch, duration_s, action.extents)
             curve.learned_s = now
             self.worked[action.ref] = now
             self.noise.learn(max(0.0, error))

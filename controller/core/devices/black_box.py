@@ -12,6 +12,7 @@ from controller.core.batching import BlackBoxCurve, make_black_box
 from controller.core.devices.action import OVERDUE_FACTOR, Action
 from controller.core.devices.base import RemoteDevice, Served
 from controller.core.estimation.estimates import LoadEstimate
+from controller.core.queues import Request
 from mesh import wire
 from mesh.codes import ActionKind
 
@@ -112,7 +113,7 @@ class BlackBox(RemoteDevice):
         """While there is time for another replica to take the batch, if there is one."""
         return start_s + max(0.0, latest_s - start_s) / 2 if hosts > 1 else latest_s
 
-    def doubt(self, ref: str, rows: int, deadline_s: float, now: float) -> bool:
+    def doubt(self, request: Request, now: float) -> bool:
         """After a while of idleness all that was learned of durations is forgotten."""
         curve = self.curve
         if curve is None or len(self.exec) or now - curve.learned_s <= SILENCE_S:

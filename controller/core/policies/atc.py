@@ -17,11 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from controller.core.devices.base import RemoteDevice
-from controller.core.policies.admission import PRICE_LOSS, Admission, start_of
+from controller.core.policies.admission import PRICE_LOSS, Admission
 from controller.core.policies.base import Batch, Lead, LoadPlan, SchedulingPolicy, Verdict
+from controller.core.policies.by_extents import hopeless
 from controller.core.policies.fairness import Fairness
 from controller.core.policies.placement import Placement
 from controller.core.policies.returning_clients import ReturningClients
+from controller.core.policies.starts import start_of
 from controller.core.queues import Request
 from controller.core.state import Model, ShardState
 from mesh.codes import ActionKind, ErrorCode
@@ -109,6 +111,10 @@ class Atc(SchedulingPolicy):
             if first_end_s <= head_s:
                 return 0
         return queue.before(first_end_s) if first_end_s < math.inf else 0
+
+    def hopeless(self, model: Model, now: float) -> Sequence[Request]:
+        """Who is too late even if it ran next, alone, on the best of the model's devices."""
+        return hopeless(model, now)
 
     def completed(self, device: RemoteDevice, model: Model, requests: Sequence[Request], now: float) -> None:
         """The returns to the batch are counted, if all of them would come to one device."""

@@ -19,9 +19,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from controller.core.devices.base import RemoteDevice
-from controller.core.policies.admission import start_of
 from controller.core.policies.base import LoadPlan
 from controller.core.policies.fairness import Fairness
+from controller.core.policies.starts import start_of
 from controller.core.residency import DECAY_S
 from controller.core.state import Model, ShardState
 

@@ -1,0 +1,138 @@
+"""A black box whose inputs have open dimensions: how long a batch takes, and how large it may become. Pure.
+
+What it does with long inputs is not known, but that they take longer than short ones. So durations are a line over
+the *work* of a batch: rows times the weight of its extents. The weight is the number of elements as a part of those of
+the greatest extents, but at least WEIGHT_MIN: a short row costs something, too. The limit that follows clients' own
+batches is one of work, and so bounds the elements of a batch, the padding included.
+
+Policies find durations in tables by place, as with `SizedCurve`; here one class begins where the weight is
+`CLASS_STEP` times that of the one before. A request of more rows than a joint batch may have is executed alone.
+"""
+
+import math
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+from controller.core.batching import BlackBoxCurve, Limit, make_limit
+from controller.core.estimation.estimates import Term
+from controller.core.estimation.sized import CLASS_STEP
+from mesh import wire
+from mesh.sizes import Extents, most_of
+
+WEIGHT_MIN = 1 / 16  # of a row, in rows of the greatest extents
+
+
+@dataclass(slots=True)
+class SizedBlackBoxCurve(BlackBoxCurve):
+    """EXEC on one replica of a container with open dimensions. What is said by rows alone holds for greatest extents."""
+
+    most: Extents = ()  # the greatest extents
+    weights: list[float] = field(default_factory=list)  # greatest weight of each class, ascending
+    joint_rows_max: int = 1  # rows of a joint batch, whatever its work
+    _tabled: tuple[list[float], int] | None = None  # the `base_s` and the limit that the tables were made of
+
+    def __post_init__(self) -> None:
+        steps = math.ceil(-math.log(WEIGHT_MIN) / math.log(CLASS_STEP))
+        self.weights = [WEIGHT_MIN ** (1 - step / steps) for step in range(steps)] + [1.0]
+        BlackBoxCurve.__post_init__(self)
+        self._tabulate()
+
+    # -- estimates ----------------------------------------------------------------------------------------------------
+
+    def weight(self, extents: Extents) -> float:
+        """The work of one row of these extents; without any: of the greatest."""
+        if not extents:
+            return 1.0
+        return min(1.0, max(WEIGHT_MIN, math.prod(extents) / math.prod(self.most)))
+
+    def place(self, extents: Extents) -> int:
+        """The class of these extents; with one dimension it never falls as the extent grows."""
+        return min(bisect_left(self.weights, self.weight(extents)), len(self.weights) - 1)
+
+    def exec_s(self, rows: int, extents: Extents = ()) -> float:
+        """Expected duration of a batch of so many rows."""
+        return self._work_s(rows * self.weight(extents))
+
+    def alone_s(self, rows: int, extents: Extents = ()) -> float:
+        """Expected duration of one request's rows; of as many as can be executed, if they are more."""
+        return self.exec_s(min(rows, self.rows_max), extents)
+
+    def share(self, extents: Extents) -> float:
+        """Expected seconds of one row with these extents in the largest batch of such rows."""
+        return self.shares[self.place(extents)]
+
+    def total_s(self, rows: int) -> float:
+        """Expected duration of so many rows of the greatest extents, in the largest batches."""
+        return rows * self.shares[-1]
+
+    def joint_max(self, extents: Extents) -> int:
+        """Rows that a batch of several requests may have."""
+        return self._rows_within(self.weight(extents))
+
+    def learn(self, batch: int, duration_s: float, extents: Extents = ()) -> float:
+        """A batch took so long. Returns the error, log(actual / estimated), that it showed."""
+        error = self._learn_work(batch * self.weight(extents), duration_s)
+        self._tabulate()
+        return error
+
+    def forget(self) -> None:
+        """The estimates are out of date: the next request is let in and shows how long it takes now."""
+        BlackBoxCurve.forget(self)
+        self._tabulate()
+
+    def inherit(self, other: BlackBoxCurve) -> None:
+        """It starts from what another process of the same code has shown, but is cold itself."""
+        BlackBoxCurve.inherit(self, other)
+        self._tabulate()
+
+    # -- tables -------------------------------------------------------------------------------------------------------
+
+    def _work_s(self, work: float) -> float:
+        """Duration of so much work: between the rows of the greatest extents."""
+        at = int(work)
+        base_s = self.base_s
+        if at + 1 >= len(base_s):
+            return base_s[-1]
+        low_s = base_s[at] if at else self._empty_s()
+        return low_s + (base_s[at + 1] - low_s) * (work - at)
+
+    def _empty_s(self) -> float:
+        """Duration of a batch of next to no work: what the line through the first two rows says, if it says any."""
+        base_s = self.base_s
+        return max(0.0, 2 * base_s[1] - base_s[2]) if len(base_s) > 2 else base_s[1] / 2
+
+    def _rows_within(self, weight: float) -> int:
+        """Rows of this weight in the largest joint batch."""
+        return max(1, min(self.joint_rows_max, int(self.batch_max / weight + 1e-9)))
+
+    def _tabulate(self) -> None:
+        """The tables by place follow the line and the limit, if they have moved."""
+        if self._tabled is not None and self._tabled[0] is self.base_s and self._tabled[1] == self.batch_max:
+            return
+        self._tabled = (self.base_s, self.batch_max)
+        self.limits = [self._rows_within(weight) for weight in self.weights]
+        self.tables = [
+            [0.0, *(self._work_s(rows * weight) for rows in range(1, self.rows_max + 1))] for weight in self.weights
+        ]
+        self.shares = [
+            min(table[rows] / rows for rows in (1, most)) for table, most in zip(self.tables, self.limits, strict=True)
+        ]
+
+
+def make_sized_black_box(batching: wire.Batching, spec: wire.ModelSpec) -> SizedBlackBoxCurve:
+    """The curve of a container with open dimensions of which nothing is known yet."""
+    limit: Limit = make_limit(batching, spec.batch_max)
+    joint_rows_max = limit.rows if batching.method in ("fixed", "none") else spec.batch_max
+    return SizedBlackBoxCurve(
+        [],
+        [],
+        limit.rows,
+        True,
+        Term(),
+        limit=limit,
+        objective_s=batching.objective_s,
+        wait_s=batching.wait_s,
+        rows_max=spec.batch_max,
+        most=most_of(spec),
+        joint_rows_max=joint_rows_max,
+    )
