@@ -136,6 +136,8 @@ class LabelRecord(msgspec.Struct, frozen=True, kw_only=True):
     latency_error: Distribution | None  # |actual - predicted| / actual: of the latency predicted at admission, ...
     exec_error: Distribution | None  # ... of EXEC durations
     load_error: Distribution | None  # ... and of LOAD durations
+    elements: int = 0  # of a model with open dimensions: rows x extents, of the requests in batches that were executed
+    elements_computed: int = 0  # the same of the batches themselves: with all padding
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,3 +240,5 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     lines_folded: int = 0  # lines of the controller's own log that were counted in another line
     lines_dropped: int = 0  # that were lost, because nobody read them
     amended: dict[str, int] = {}  # {outcome: requests that ended so for their clients, and are counted otherwise}
+    elements: int = 0  # of all models with open dimensions, as in LabelRecord; so below
+    elements_computed: int = 0

@@ -13,6 +13,8 @@ import math
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from controller.core.batching import BlackBoxCurve, Limit, make_limit
 from controller.core.estimation.estimates import Term
 from controller.core.estimation.sized import CLASS_STEP
@@ -24,7 +26,10 @@ WEIGHT_MIN = 1 / 16  # of a row, in rows of the greatest extents
 
 @dataclass(slots=True)
 class SizedBlackBoxCurve(BlackBoxCurve):
-    """EXEC on one replica of a container with open dimensions. What is said by rows alone holds for greatest extents."""
+    """EXEC on one replica of a container with open dimensions.
+
+    What is said by rows alone holds for the greatest extents.
+    """
 
     most: Extents = ()  # the greatest extents
     weights: list[float] = field(default_factory=list)  # greatest weight of each class, ascending
@@ -53,6 +58,10 @@ class SizedBlackBoxCurve(BlackBoxCurve):
         """Expected duration of a batch of so many rows."""
         return self._work_s(rows * self.weight(extents))
 
+    def least_s(self) -> float:
+        """Expected duration of one row of the least extents."""
+        return self.tables[0][1]
+
     def alone_s(self, rows: int, extents: Extents = ()) -> float:
         """Expected duration of one request's rows; of as many as can be executed, if they are more."""
         return self.exec_s(min(rows, self.rows_max), extents)
@@ -71,9 +80,17 @@ class SizedBlackBoxCurve(BlackBoxCurve):
 
     def learn(self, batch: int, duration_s: float, extents: Extents = ()) -> float:
         """A batch took so long. Returns the error, log(actual / estimated), that it showed."""
-        error = self._learn_work(batch * self.weight(extents), duration_s)
+        error = BlackBoxCurve.learn(self, batch, duration_s, extents)
         self._tabulate()
         return error
+
+    def _work(self, batch: int, extents: Extents) -> float:
+        """What the line and the limit count: rows of the greatest extents, or as many smaller ones as cost the same."""
+        return batch * self.weight(extents)
+
+    def _is_full(self, batch: int, extents: Extents) -> bool:
+        """Whether one row more would have been too many for the limit."""
+        return batch < self.joint_rows_max and self._work(batch + 1, extents) > self.batch_max
 
     def forget(self) -> None:
         """The estimates are out of date: the next request is let in and shows how long it takes now."""
@@ -89,17 +106,11 @@ class SizedBlackBoxCurve(BlackBoxCurve):
 
     def _work_s(self, work: float) -> float:
         """Duration of so much work: between the rows of the greatest extents."""
-        at = int(work)
-        base_s = self.base_s
+        base_s, at = self.base_s, int(work)
         if at + 1 >= len(base_s):
             return base_s[-1]
-        low_s = base_s[at] if at else self._empty_s()
+        low_s = base_s[at] if at else min(self.least_s, base_s[1])
         return low_s + (base_s[at + 1] - low_s) * (work - at)
-
-    def _empty_s(self) -> float:
-        """Duration of a batch of next to no work: what the line through the first two rows says, if it says any."""
-        base_s = self.base_s
-        return max(0.0, 2 * base_s[1] - base_s[2]) if len(base_s) > 2 else base_s[1] / 2
 
     def _rows_within(self, weight: float) -> int:
         """Rows of this weight in the largest joint batch."""
@@ -111,9 +122,11 @@ class SizedBlackBoxCurve(BlackBoxCurve):
             return
         self._tabled = (self.base_s, self.batch_max)
         self.limits = [self._rows_within(weight) for weight in self.weights]
-        self.tables = [
-            [0.0, *(self._work_s(rows * weight) for rows in range(1, self.rows_max + 1))] for weight in self.weights
-        ]
+        works = np.outer(self.weights, np.arange(self.rows_max + 1))
+        durations = [min(self.least_s, self.base_s[1]), *self.base_s[1:]]
+        table = np.interp(works, np.arange(len(durations)), durations)
+        table[:, 0] = 0.0
+        self.tables = table.tolist()
         self.shares = [
             min(table[rows] / rows for rows in (1, most)) for table, most in zip(self.tables, self.limits, strict=True)
         ]

@@ -32,7 +32,6 @@ class Model:
     open: bool = field(init=False)  # it has open dimensions: its requests have extents, and its curves know them
     input_row_bytes: tuple[int, ...] = field(init=False)  # bytes of one row of each input; with extents of 1 if open
     _by_rows: bool = field(init=False)  # the bytes of all inputs follow from the rows alone
-    _by_rows: bool = field(init=False)  # the bytes of all inputs follow from the rows alone
     _measured: tuple[bool, ...] = field(init=False)  # of each input: its bytes follow from rows and extents
     _along: tuple[tuple[int, ...], ...] = field(init=False)  # of each input: its open dimensions, by number
 

@@ -103,6 +103,10 @@ class RemoteDevice(ABC):
         """Whether the report has all that is needed to plan with the version, besides its spec."""
 
     @abstractmethod
+    def fault_of(self, report: wire.Prepared) -> str:
+        """Why the version cannot be planned with, whatever is measured yet, in a sentence; empty if it can."""
+
+    @abstractmethod
     def add(self, report: wire.Prepared, spec: wire.ModelSpec, others: Iterable["RemoteDevice"]) -> None:
         """The version is ready here: `curves` and `loads` know it. `others`: the devices where it is ready already."""
 

@@ -32,10 +32,17 @@ class PagedDevice(RemoteDevice):
 
     def is_whole(self, report: wire.Prepared) -> bool:
         """It has to be measured first."""
-        profile, spec = report.profile, report.spec
-        if profile is None or not profile.exec_s:
-            return False
-        return spec is None or not spec.dims or can_be_sized(profile, spec)
+        return report.profile is not None and bool(report.profile.exec_s)
+
+    def fault_of(self, report: wire.Prepared) -> str:
+        """A version with open dimensions is planned by extents."""
+        spec = report.spec
+        if spec is None or not spec.dims or not self.is_whole(report) or can_be_sized(report.profile, spec):
+            return ""
+        return (
+            "its profile does not say how long it takes by extents, up to the greatest of each open dimension: "
+            "is its worker of an older gearmesh?"
+        )
 
     def add(self, report: wire.Prepared, spec: wire.ModelSpec, others: Iterable[RemoteDevice]) -> None:
         """The version starts from the profile that was measured here."""

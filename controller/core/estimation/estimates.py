@@ -125,6 +125,10 @@ class Curve:
         """Expected duration of a batch of so many rows."""
         return self.base_s[rows] * self.scale
 
+    def least_s(self) -> float:
+        """Expected duration of one row, of the least extents that there may be."""
+        return self.exec_s(1)
+
     def alone_s(self, rows: int, extents: Extents = ()) -> float:
         """Expected duration of one request's rows; of as many as can be executed, if they are more."""
         return self.exec_s(min(rows, self.rows_max))

@@ -77,6 +77,10 @@ class SizedCurve(Curve):
             return math.inf
         return (self._at(rows, extents) if extents else self.base_s[rows]) * self.scale
 
+    def least_s(self) -> float:
+        """Expected duration of one row of the least extents."""
+        return self.tables[0][1] * self.scale
+
     def alone_s(self, rows: int, extents: Extents = ()) -> float:
         """Expected duration of one request's rows; infinite if they do not fit."""
         return self.exec_s(rows, extents)
@@ -210,9 +214,9 @@ class SizedCurve(Curve):
             grid = np.maximum.accumulate(grid, axis=axis)
         return grid.reshape(len(self.times), -1)
 
-    def _between(self, extents: list["np.ndarray"]) -> "np.ndarray":
+    def _durations(self, extents: list["np.ndarray"]) -> "np.ndarray":
         """Durations at the product of these extents of each dimension, by rows: [extents, ..., rows]."""
-        grid = np.minimum(np.array(self._cells), NEVER_S).reshape(*(len(edges) for edges in self.edges), -1)
+        grid: np.ndarray = np.minimum(np.array(self._cells), NEVER_S).reshape(*(len(edges) for edges in self.edges), -1)
         for axis, (edges, wanted) in enumerate(zip(self.edges, extents, strict=True)):
             high = np.minimum(np.searchsorted(edges, wanted), len(edges) - 1)
             low = np.maximum(high - 1, 0)
@@ -221,7 +225,7 @@ class SizedCurve(Curve):
             part = np.where(high == low, 0.0, np.minimum(1.0, (wanted - ends[low]) / width))
             part = np.maximum(part, 0.0).reshape([-1 if i == axis else 1 for i in range(grid.ndim)])
             below = np.take(grid, low, axis=axis)
-            grid = below + part * (np.take(grid, high, axis=axis) - below)
+            grid = np.asarray(below + part * (np.take(grid, high, axis=axis) - below))
         return grid
 
     def _classes(self) -> tuple[tuple[int, ...], ...]:
@@ -234,7 +238,7 @@ class SizedCurve(Curve):
                 sampled = np.arange(dim.least, dim.most + 1)
             along = [np.array([edges[-1]]) for edges in self.edges]
             along[axis] = sampled
-            shares = self._shares(self._between(along).reshape(len(sampled), -1))
+            shares = self._shares(self._durations(along).reshape(len(sampled), -1))
             most = CLASSES_MAX[len(self.dims) - 1]
             found.append(_class_bounds(sampled.tolist(), shares, most))
         return tuple(found)
@@ -242,7 +246,7 @@ class SizedCurve(Curve):
     def _tabulate(self) -> None:
         """The tables by place follow the cells."""
         if self.any_batch:
-            grid = self._between([np.array(bounds) for bounds in self.bounds]).reshape(-1, self.batch_max + 1)
+            grid = self._durations([np.array(bounds) for bounds in self.bounds]).reshape(-1, self.batch_max + 1)
             grid = np.where(grid < FITS_S, grid, math.inf)
         else:
             grid = np.array(self._cells)
@@ -304,9 +308,9 @@ def make_sized_curve(
     )
 
 
-def can_be_sized(profile: wire.Profile, spec: wire.ModelSpec) -> bool:
+def can_be_sized(profile: wire.Profile | None, spec: wire.ModelSpec) -> bool:
     """Whether the profile tells durations up to the greatest extents of each of the version's open dimensions."""
     dims = len(spec.dims)
-    if not profile.sizes or any(len(times.extents) != dims for times in profile.sizes):
+    if profile is None or not profile.sizes or any(len(times.extents) != dims for times in profile.sizes):
         return False
     return all(max(times.extents[d] for times in profile.sizes) >= spec.dims[d].most for d in range(dims))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from controller.core.devices.base import RemoteDevice
 from controller.core.policies.admission import PRICE_LOSS, Admission
 from controller.core.policies.base import Batch, Lead, LoadPlan, SchedulingPolicy, Verdict
-from controller.core.policies.by_extents import hopeless
+from controller.core.policies.by_extents import extents_of, hopeless
 from controller.core.policies.fairness import Fairness
 from controller.core.policies.placement import Placement
 from controller.core.policies.returning_clients import ReturningClients
@@ -70,7 +70,8 @@ class BatchPlan:
         first = queue.head + self.skip
         given_up = queue.requests[queue.head : first] if len(self.model.hosts) == 1 else []
         requests = queue.requests[first : first + self.count]
-        return Batch(self.model, requests, given_up, self.rows, self.start_s, self.expected_s, self.latest_s)
+        extents = extents_of(requests) if self.model.open else ()
+        return Batch(self.model, requests, given_up, self.rows, self.start_s, self.expected_s, self.latest_s, extents)
 
 
 class Atc(SchedulingPolicy):

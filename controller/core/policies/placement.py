@@ -167,7 +167,7 @@ class Placement:
         queue = model.queue
         curve = device.curves[model.ref]
         start_s = start_of(device, model, now)
-        end_s = start_s + curve.exec_s(1)
+        end_s = start_s + curve.least_s()
         too_late = queue.before(end_s)
         count = len(queue) - too_late
         if count <= 0:
@@ -217,6 +217,8 @@ class Placement:
         left_s = deadline_s - host.start_s(model.ref, now) - 0.5 * max(0.0, host.backlog_s - mine_s)
         if left_s <= 0:
             return 0.0
+        if model.open:
+            return left_s / (model.queue.share_s * curve.scale) * model.queue.rows if model.queue.share_s else 0.0
         top_s = curve.exec_s(curve.batch_max)
         return left_s // top_s * curve.batch_max + curve.largest(left_s % top_s, curve.batch_max)
 
