@@ -324,7 +324,7 @@ class Scheduler:
             expected_s=batch.expected_s,
             latest_s=device.latest_s(batch.start_s, batch.latest_s, len(model.hosts)),
             now=now,
-            extents=curve.shape(batch.extents),
+            extents=curve.shape(batch.extents) if batch.extents else (),
         )
         self.policy.bound(device, batch, now)
         self._reach_s = max(self._reach_s, device.busy_until_s - now)

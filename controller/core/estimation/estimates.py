@@ -131,7 +131,7 @@ class Curve:
 
     def alone_s(self, rows: int, extents: Extents = ()) -> float:
         """Expected duration of one request's rows; of as many as can be executed, if they are more."""
-        return self.exec_s(min(rows, self.rows_max))
+        return self.base_s[rows if rows < self.rows_max else self.rows_max] * self.scale
 
     def total_s(self, rows: int) -> float:
         """Expected duration of so many rows, in batches of the largest size and one of the rest."""
