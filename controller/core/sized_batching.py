@@ -5,23 +5,24 @@ the *work* of a batch: rows times the weight of its extents. The weight is the n
 the greatest extents, but at least WEIGHT_MIN: a short row costs something, too. The limit that follows clients' own
 batches is one of work, and so bounds the elements of a batch, the padding included.
 
-Policies find durations in tables by place, as with `SizedCurve`; here one class begins where the weight is
-`CLASS_STEP` times that of the one before. A request of more rows than a joint batch may have is executed alone.
+Policies find durations in tables by place, as with `SizedCurve`; here a class of one dimension holds extents that
+differ by STEPS at most. A request of more rows than a joint batch may have is executed alone.
 """
 
 import math
-from bisect import bisect_left
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 
 from controller.core.batching import BlackBoxCurve, Limit, make_limit
 from controller.core.estimation.estimates import Term
-from controller.core.estimation.sized import CLASS_STEP
+from controller.core.estimation.sized import place_in
 from mesh import wire
-from mesh.sizes import Extents, most_of
+from mesh.sizes import Extents
 
 WEIGHT_MIN = 1 / 16  # of a row, in rows of the greatest extents
+STEPS = (1.05, 1.2)  # ratio of the bounds of neighbouring classes, of versions with one and with two open dimensions
 
 
 @dataclass(slots=True)
@@ -31,14 +32,14 @@ class SizedBlackBoxCurve(BlackBoxCurve):
     What is said by rows alone holds for the greatest extents.
     """
 
-    most: Extents = ()  # the greatest extents
-    weights: list[float] = field(default_factory=list)  # greatest weight of each class, ascending
+    dims: tuple[wire.Dim, ...] = ()
+    weights: list[float] = field(default_factory=list)  # greatest weight by place
     joint_rows_max: int = 1  # rows of a joint batch, whatever its work
     _tabled: tuple[list[float], int] | None = None  # the `base_s` and the limit that the tables were made of
 
     def __post_init__(self) -> None:
-        steps = math.ceil(-math.log(WEIGHT_MIN) / math.log(CLASS_STEP))
-        self.weights = [WEIGHT_MIN ** (1 - step / steps) for step in range(steps)] + [1.0]
+        self.bounds = tuple(_bounds(dim, STEPS[len(self.dims) - 1]) for dim in self.dims)
+        self.weights = [self.weight(extents) for extents in product(*self.bounds)]
         BlackBoxCurve.__post_init__(self)
         self._tabulate()
 
@@ -48,11 +49,11 @@ class SizedBlackBoxCurve(BlackBoxCurve):
         """The work of one row of these extents; without any: of the greatest."""
         if not extents:
             return 1.0
-        return min(1.0, max(WEIGHT_MIN, math.prod(extents) / math.prod(self.most)))
+        return min(1.0, max(WEIGHT_MIN, math.prod(extents) / math.prod(dim.most for dim in self.dims)))
 
     def place(self, extents: Extents) -> int:
         """The class of these extents; with one dimension it never falls as the extent grows."""
-        return min(bisect_left(self.weights, self.weight(extents)), len(self.weights) - 1)
+        return place_in(self.bounds, extents)
 
     def exec_s(self, rows: int, extents: Extents = ()) -> float:
         """Expected duration of a batch of so many rows."""
@@ -132,6 +133,15 @@ class SizedBlackBoxCurve(BlackBoxCurve):
         ]
 
 
+def _bounds(dim: wire.Dim, step: float) -> tuple[int, ...]:
+    """The greatest extent of each class of the dimension; the first holds all that weigh next to nothing."""
+    extent, bounds = float(max(dim.least, math.ceil(dim.most * WEIGHT_MIN))), []
+    while extent < dim.most:
+        bounds.append(int(extent))
+        extent = max(extent * step, extent + 1)
+    return (*bounds, dim.most)
+
+
 def make_sized_black_box(batching: wire.Batching, spec: wire.ModelSpec) -> SizedBlackBoxCurve:
     """The curve of a container with open dimensions of which nothing is known yet."""
     limit: Limit = make_limit(batching, spec.batch_max)
@@ -146,6 +156,6 @@ def make_sized_black_box(batching: wire.Batching, spec: wire.ModelSpec) -> Sized
         objective_s=batching.objective_s,
         wait_s=batching.wait_s,
         rows_max=spec.batch_max,
-        most=most_of(spec),
+        dims=spec.dims,
         joint_rows_max=joint_rows_max,
     )

@@ -97,6 +97,8 @@ class Curve:
     _built: list[float] = field(default_factory=list)  # the terms that base_s was made with
     _scale: float = 1.0
     _scale_of: float = 0.0  # the sum of terms of which _scale was made
+    bounds: tuple[tuple[int, ...], ...] = ()  # with open dimensions: greatest extent of each class, by dimension; a
+    # place is a combination of classes, the last dimension's fastest
     tables: list[list[float]] = field(default_factory=list)  # with open dimensions: as base_s, by place; a new list if
     # anything in it, or in the two below, has changed
     shares: list[float] = field(default_factory=list)  # likewise: seconds of one row in the cheapest batch

@@ -8,8 +8,8 @@ never fall in rows or in any extent: the running maximum sees to that. A batch b
 its extents, or at smaller ones, takes for ever: it would not fit in memory.
 
 Policies look durations up in `tables` by *place*, a class of extents that cost about the same: a new class begins
-where a row's share of the cheapest batch is CLASS_STEP times that of the class's first extent. A table is that of the
-greatest extents in its class, so it is too long by at most about that step, and never too short.
+where a row's share of the cheapest batch is CLASS_STEP times that of the class's first extent, and behind each edge. A
+table is that of the greatest extents in its class, so it is too long by at most about that step, and never too short.
 Source: the length study's section 1 for the classes and for what must not fall.
 """
 
@@ -25,7 +25,7 @@ from mesh import wire
 from mesh.sizes import Extents
 
 CLASS_STEP = 1.05  # ratio of shares
-CLASSES_MAX = (64, 24)  # in each dimension, of versions with one and with two; the steps are larger where that is few
+CLASSES_MAX = (64, 16)  # in each dimension, of versions with one and with two; the steps are larger where that is few
 SAMPLED = 2048  # extents of one dimension that are looked at for classes, at most
 POINT_S_MIN = 1e-7
 NEVER_S = 1e30  # in place of infinity where durations are interpolated, and ...
@@ -46,7 +46,6 @@ class SizedCurve(Curve):
     times: list[dict[int, float]] = field(default_factory=list)  # {batch: seconds} of each cell, last dimension fastest
     equal: bool = False  # nothing is padded: shapes are executed as they are
     objective_s: float = math.inf  # a row's share is that of a batch within it
-    bounds: tuple[tuple[int, ...], ...] = ()  # greatest extent of each class, by dimension
     cell_terms: list[Term] = field(default_factory=list)
     _cells: list[Table] = field(default_factory=list)  # as tables, by cell
     _batches: list[list[int]] = field(default_factory=list)  # profiled, by cell, ascending
@@ -66,10 +65,7 @@ class SizedCurve(Curve):
 
     def place(self, extents: Extents) -> int:
         """The class of these extents; with one dimension it never falls as the extent grows."""
-        at = 0
-        for bounds, extent in zip(self.bounds, extents, strict=True):
-            at = at * len(bounds) + min(bisect_left(bounds, extent), len(bounds) - 1)
-        return at
+        return place_in(self.bounds, extents)
 
     def exec_s(self, rows: int, extents: Extents = ()) -> float:
         """Expected duration of a batch of so many rows; infinite if it does not fit. Without extents: the greatest."""
@@ -137,10 +133,7 @@ class SizedCurve(Curve):
 
     def _cell(self, extents: Extents) -> int:
         """The least cell that holds these extents."""
-        at = 0
-        for edges, extent in zip(self.edges, extents, strict=True):
-            at = at * len(edges) + min(bisect_left(edges, extent), len(edges) - 1)
-        return at
+        return place_in(self.edges, extents)
 
     def _nearest_cell(self, extents: Extents) -> int:
         """The cell whose term learns from these extents: that which is executed, or the nearest by ratio."""
@@ -240,7 +233,8 @@ class SizedCurve(Curve):
             along[axis] = sampled
             shares = self._shares(self._durations(along).reshape(len(sampled), -1))
             most = CLASSES_MAX[len(self.dims) - 1]
-            found.append(_class_bounds(sampled.tolist(), shares, most))
+            bounds = {*_class_bounds(sampled.tolist(), shares, most), *self.edges[axis]}
+            found.append(tuple(sorted(bounds)))
         return tuple(found)
 
     def _tabulate(self) -> None:
@@ -266,12 +260,17 @@ class SizedCurve(Curve):
         return shares
 
 
+def place_in(bounds: tuple[tuple[int, ...], ...], extents: Extents) -> int:
+    """The number of the least combination of bounds that holds the extents, the last dimension's bounds fastest."""
+    at = 0
+    for along, extent in zip(bounds, extents, strict=True):
+        at = at * len(along) + min(bisect_left(along, extent), len(along) - 1)
+    return at
+
+
 def _class_bounds(extents: list[int], shares: list[float], most: int) -> tuple[int, ...]:
     """The greatest of the extents in each class; at most about `most` classes."""
-    fits = [share for share in shares if share < FITS_S]
-    step = CLASS_STEP
-    if fits:
-        step = max(step, (fits[-1] / fits[0]) ** (1 / most))
+    step = max(CLASS_STEP, (shares[-1] / shares[0]) ** (1 / most)) if shares[0] else CLASS_STEP
     bounds = []
     first = shares[0]
     for i in range(1, len(extents)):

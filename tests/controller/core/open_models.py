@@ -97,7 +97,7 @@ class OpenMesh:
             self.shard.join(hello(worker, report, any_batch=self.any_batch, resident=["m:1"]), now=0.0)
 
     def run(self, asked: Sequence[tuple[float, Extents, int, float]]) -> "OpenMesh":
-        """Requests of (arrival, extents, rows, budget) come; until all have ended, or only those that nobody refuses."""
+        """Requests of (arrival, extents, rows, budget) come, and all end."""
         arrivals = list(asked)
         at = 0
         for _ in range(100_000):
