@@ -204,7 +204,7 @@ class BlackBoxCurve(Curve):
     limit: Limit = field(default_factory=lambda: Fixed(1))
     objective_s: float = 0.05
     wait_s: float = 0.0  # how long a batch that is not full may wait
-    least_s: float = FIRST_S  # of a batch, whatever it holds
+    batch_s: float = FIRST_S  # of a batch, whatever it holds
     _line: DurationLine = field(default_factory=DurationLine)
     _seen: int = 0  # batches
     _largest: int = 0  # rows of the largest batch seen
@@ -264,14 +264,14 @@ class BlackBoxCurve(Curve):
         line = other._line
         self._line = DurationLine(min(line.weight, 8.0), line.rows, line.duration_s, line.rows_squared, line.product)
         self._largest = other._largest
-        self.base_s, self.least_s = list(other.base_s), other.least_s
+        self.base_s, self.batch_s = list(other.base_s), other.batch_s
         if isinstance(self.limit, Aimd) and isinstance(other.limit, Aimd):
             self.limit.rows, self.limit.exact = other.limit.rows, other.limit.exact
         self.batch_max = self.limit.rows
 
     def _prior(self) -> None:
         row_s = self.objective_s / CAUTION
-        self.least_s = FIRST_S
+        self.batch_s = FIRST_S
         self.base_s = [0.0, *(FIRST_S + row_s * i for i in range(self.rows_max))]
 
     def _build(self) -> None:
@@ -285,7 +285,7 @@ class BlackBoxCurve(Curve):
         table[edge + 1 :] = np.maximum(table[edge + 1 :], table[edge] * sizes[edge + 1 :] / edge)
         table = np.maximum(table, 1e-6)
         table[0] = 0.0
-        self.base_s, self.least_s = table.tolist(), base_s
+        self.base_s, self.batch_s = table.tolist(), base_s
 
 
 def make_black_box(batching: wire.Batching, rows_max: int) -> BlackBoxCurve:

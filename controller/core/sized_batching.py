@@ -110,7 +110,7 @@ class SizedBlackBoxCurve(BlackBoxCurve):
         base_s, at = self.base_s, int(work)
         if at + 1 >= len(base_s):
             return base_s[-1]
-        low_s = base_s[at] if at else min(self.least_s, base_s[1])
+        low_s = base_s[at] if at else min(self.batch_s, base_s[1])
         return low_s + (base_s[at + 1] - low_s) * (work - at)
 
     def _rows_within(self, weight: float) -> int:
@@ -124,7 +124,7 @@ class SizedBlackBoxCurve(BlackBoxCurve):
         self._tabled = (self.base_s, self.batch_max)
         self.limits = [self._rows_within(weight) for weight in self.weights]
         works = np.outer(self.weights, np.arange(self.rows_max + 1))
-        durations = [min(self.least_s, self.base_s[1]), *self.base_s[1:]]
+        durations = [min(self.batch_s, self.base_s[1]), *self.base_s[1:]]
         table = np.interp(works, np.arange(len(durations)), durations)
         table[:, 0] = 0.0
         self.tables = table.tolist()

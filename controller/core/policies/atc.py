@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from controller.core.devices.base import RemoteDevice
 from controller.core.policies.admission import PRICE_LOSS, Admission
 from controller.core.policies.base import Batch, Lead, LoadPlan, SchedulingPolicy, Verdict
-from controller.core.policies.by_extents import extents_of, hopeless
+from controller.core.policies.by_extents import Together, extents_of, hopeless
 from controller.core.policies.fairness import Fairness
 from controller.core.policies.placement import Placement
 from controller.core.policies.returning_clients import ReturningClients
@@ -182,6 +182,8 @@ class Atc(SchedulingPolicy):
 
     def _plan(self, device: RemoteDevice, model: Model, start_s: float) -> BatchPlan | None:
         """The model's best batch if EXEC starts at `start_s`; None if nobody can be in time."""
+        if model.open:
+            return self._plan_open(device, model, start_s)
         queue = model.queue
         curve = device.curves[model.ref]
         scale = curve.scale
@@ -204,6 +206,21 @@ class Atc(SchedulingPolicy):
         if rows < 1:
             return None
         return _plan_of(model, rows, rows, skip, start_s, base[rows] * scale)
+
+    def _plan_open(self, device: RemoteDevice, model: Model, start_s: float) -> BatchPlan | None:
+        """The same of a model with open dimensions: as many in order of deadline as are in time with the first."""
+        queue, curve = model.queue, device.curves[model.ref]
+        guard = 1 + device.margin
+        waiting = queue.requests[queue.head :]
+        for skip, head in enumerate(waiting):
+            left_s = (head.deadline_s - start_s) / guard
+            if curve.alone_s(head.rows, head.extents) <= left_s:
+                batch = Together(model, curve, exec_s_max=left_s)
+                for request in waiting[skip:]:
+                    if not batch.add(request):
+                        break
+                return _plan_of(model, len(batch.requests), batch.rows, skip, start_s, batch.exec_s())
+        return None
 
     def _without_heads(
         self, model: Model, skip: int, low: int, high: int, start_s: float, guard: float, base: list[float]

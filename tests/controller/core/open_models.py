@@ -138,7 +138,7 @@ class OpenMesh:
         assert sum(part.rows for part in infer.parts) <= infer.batch
         begin_s = max(now, self._free_s[worker])
         if begin_s > infer.latest_s:
-            code, end_s, duration_s = ActionCode.TOO_LATE, begin_s, None
+            code, end_s, duration_s = ActionCode.LATE, begin_s, None
         else:
             noise = math.exp(self._rng.gauss(0.0, self.noise)) if self.noise else 1.0
             code, duration_s = ActionCode.OK, self.duration_s(infer.batch, infer.extents) * noise
