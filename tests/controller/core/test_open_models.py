@@ -87,7 +87,7 @@ def test_no_batch_is_larger_than_what_fits_and_everybody_is_answered_once(
             assert batch.extents == both
         else:
             assert all(extent in edges for extent, edges in zip(batch.extents, EDGES[dims], strict=True))
-    if kind != "fifo":
+    if kind == "atc":
         assert "late" not in mesh.outcomes.values()
 
 
