@@ -34,6 +34,7 @@ class RequestFact(msgspec.Struct, frozen=True, kw_only=True, tag="request", tag_
     asked_id: str = ""  # the client's own id, to 64 characters; "": an application asked
     call: int = 0  # of a further part of a larger request: the number of its first part; else 0
     client: int = 0  # the frontend's number of who asked; 0: it did not say
+    extents: tuple[int, ...] = ()  # of its inputs, in the model's open dimensions
 
 
 class AmendedFact(msgspec.Struct, frozen=True, kw_only=True, tag="amended", tag_field="kind", gc=False):
@@ -78,6 +79,7 @@ class ActionFact(msgspec.Struct, frozen=True, kw_only=True, tag="action", tag_fi
     waiting: int  # requests waiting in this controller at result_s
     free_pages: int  # of the device, when the worker sent the result
     rows: int = 0  # rows that were asked for: `batch` without its padding; 0: no INFER, or a measuring run
+    extents: tuple[int, ...] = ()  # that EXEC computes, in the model's open dimensions
 
 
 Fact = RequestFact | AmendedFact | ActionFact

@@ -213,6 +213,7 @@ class Telemetry:
                 asked_id=request.asked_id,
                 call=request.call,
                 client=request.client,
+                extents=request.extents,
             )
         )
 
@@ -301,6 +302,7 @@ def _action_fact(
         waiting=waiting,
         free_pages=result.free_pages,
         rows=sum(request.rows for request in action.requests),
+        extents=action.extents,
     )
 
 
