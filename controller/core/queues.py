@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mesh.codes import RequestOutcome
+from mesh.sizes import Extents
 
 Client = tuple[str, int]  # (frontend, its number of the client)
 COMPACT_AT = 256  # requests taken from the head before the lists are cut
@@ -38,6 +39,7 @@ class Request:
     waiting: bool = False  # in its model's queue
     answered: RequestOutcome | None = None  # what its client saw, where outputs came before their result did
     closed: bool = False  # answered, refused or cancelled: whoever still holds it must not plan it
+    extents: Extents = ()  # of its inputs, in the model's open dimensions; so below: set while it waits
 
     @property
     def asker(self) -> Client:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from mesh import wire
+from mesh.sizes import Extents
 
 QUANTILE = 0.75  # estimates are a little longer than the median: being late costs more than being early
 STEP = 0.02  # of a settled term, in log units: 2 %
@@ -93,6 +94,10 @@ class Curve:
     _built: list[float] = field(default_factory=list)  # the terms that base_s was made with
     _scale: float = 1.0
     _scale_of: float = 0.0  # the sum of terms of which _scale was made
+    tables: list[list[float]] = field(default_factory=list)  # with open dimensions: as base_s, by place; a new list if
+    # anything in it, or in the two below, has changed
+    shares: list[float] = field(default_factory=list)  # likewise: seconds of one row in the cheapest batch
+    limits: list[int] = field(default_factory=list)  # likewise: rows of the largest joint batch
     rows_max: int = 0  # rows that one request may have; more than batch_max where that limits joint batches only
     learned_s: float = 0.0  # when a batch last showed how long it takes
     _doubt: float = 0.0  # log units taken off until the next batch ends
@@ -113,9 +118,17 @@ class Curve:
             self._scale = math.exp(total)
         return self._scale
 
-    def exec_s(self, rows: int) -> float:
+    def exec_s(self, rows: int, extents: Extents = ()) -> float:
         """Expected duration of a batch of so many rows."""
         return self.base_s[rows] * self.scale
+
+    def place(self, extents: Extents) -> int:
+        """The class of these extents, by which `tables`, `shares` and `limits` are ordered."""
+        return 0
+
+    def joint_max(self, extents: Extents) -> int:
+        """Rows that a batch of several requests may have."""
+        return self.batch_max
 
     def total_s(self, rows: int) -> float:
         """Expected duration of so many rows, in batches of the largest size and one of the rest."""

@@ -8,6 +8,7 @@ from controller.core.devices.base import RemoteDevice
 from controller.core.queues import Request
 from controller.core.state import Model
 from mesh.codes import ErrorCode
+from mesh.sizes import Extents
 
 # Source of both: docs/design/policy.md, "Lead, depth and dispatch"
 LEAD_FACTOR = 3.0  # x the way to the worker: the way there, the last result's way back, and some room
@@ -50,6 +51,7 @@ class Batch:
     start_s: float  # planned start of EXEC
     expected_s: float  # duration of EXEC
     latest_s: float  # last start that is of use
+    extents: Extents = ()  # the greatest among its requests, of a model with open dimensions
 
 
 @dataclass(frozen=True, slots=True)
