@@ -26,9 +26,11 @@ import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 
-CLASS_STEP = 1.05  # a class ends where a row costs this many times what it does in the first of its places
+CLASS_STEP = 1.05  # a class ends where a row costs this many times what it does in the first of its places ...
+CLASS_STEP_TWO = 1.3  # ... and so much with two dimensions, where few requests are of one place
 RESCUE = 0.5  # who was put off earns at least this share of what the batch that it joins earns, per second
 PASS_GAIN = 1.02  # the first deadlines of one class are passed over if the batch then earns more than this, per second
+ALIKE = 1.5  # ratio of values up to which requests of one class are alike
 SAME = 1e-9  # values that differ by this share at most are equal
 
 
@@ -56,9 +58,9 @@ class Costs:
             self.full.append(full)
             self.most.append(most)
         self.classes = [0] * len(self.tables)
-        at, first = -1, -math.inf
+        at, first, step = -1, -math.inf, CLASS_STEP_TWO if self.width else CLASS_STEP
         for place in sorted(range(len(self.tables)), key=self.shares.__getitem__):
-            if self.shares[place] > CLASS_STEP * first:
+            if self.shares[place] > step * first:
                 at, first = at + 1, self.shares[place]
             self.classes[place] = at
 
@@ -157,16 +159,18 @@ def _group(members: list[int], waiting: Waiting, costs: Costs) -> Group:
 
 
 def _are_alike(usable: list[int], waiting: Waiting, costs: Costs) -> bool:
-    """Whether all have one row, may share a batch, and are of one class, as their batch is."""
-    place, kinds = waiting.places[usable[0]], waiting.kinds
+    """Whether all have one row and about one value, may share a batch, and are of one class, as their batch is."""
+    place, kinds, values = waiting.places[usable[0]], waiting.kinds, waiting.values
     name = costs.classes[place]
+    least = most = values[usable[0]]
     for i in usable:
-        place = costs.both(place, waiting.places[i])
-        if costs.classes[waiting.places[i]] != name or costs.classes[place] != name or waiting.rows[i] > 1:
+        if costs.classes[waiting.places[i]] != name or waiting.rows[i] > 1:
             return False
         if kinds and kinds[i] != kinds[usable[0]]:
             return False
-    return True
+        place = costs.both(place, waiting.places[i])
+        least, most = min(least, values[i]), max(most, values[i])
+    return costs.classes[place] == name and most <= ALIKE * least
 
 
 def _of_one_class(usable: list[int], waiting: Waiting, costs: Costs) -> Composed:
@@ -285,7 +289,7 @@ def _keep(groups: list[Group], hosts: int) -> list[Group]:
 
     Ties: the one that earns more per second is first.
     """
-    order = sorted(groups, key=lambda group: (group.left_s, group.length_s / group.value))
+    order = sorted(groups, key=lambda group: (group.left_s, -group.value / group.length_s))
     worst: list[tuple[float, int]] = []  # heap of (value per second, index in the order), those kept so far
     put_off: set[int] = set()
     total_s = 0.0  # of those kept so far

@@ -22,6 +22,7 @@ LOOKED_AT = 256  # requests that a plan is made of, those with the nearest deadl
 SCANNED = 1024  # requests among which they are searched, while there are any that could be in time
 PLACES_MAX = 4096  # extents whose place is remembered
 RESERVE = 0.1  # of device time
+LONGER = 0.01  # by the reserve, the longest requests are worth so much more than they cost
 RESERVED_OBJECTIVES = 2.0  # x the longest objective: most of the reserve that is saved up
 OBJECTIVES = 128  # latest requests whose objectives are known
 OBJECTIVES_EVERY = 16  # requests after which the least and the most of them are looked for anew
@@ -129,10 +130,8 @@ class SizedPlans:
             return None
         books.reserved = self.reserve > 0 and books.credit_s > 0
         if books.reserved:
-            shares = books.costs.shares
-            waiting.values = [
-                value * shares[place] for value, place in zip(waiting.values, waiting.places, strict=True)
-            ]
+            worth = _worth(books.costs)
+            waiting.values = [value * worth[place] for value, place in zip(waiting.values, waiting.places, strict=True)]
         composed = compose(waiting, books.costs, hosts=max(1, len(model.hosts)), differ=objectives.differ)
         return None if composed is None else _plan_of(model, curve, composed, requests, books.costs, start_s)
 
@@ -164,6 +163,12 @@ def _costs(curve: Curve, model: Model, cap_s: float) -> Costs:
     dims = model.spec.dims
     width = curve.place((dims[0].least, dims[1].most)) + 1 if len(dims) == 2 else 0
     return Costs(curve.tables, curve.limits, cap_s, width)
+
+
+def _worth(costs: Costs) -> list[float]:
+    """By place: what a row is worth by the reserve: per second, full batches of all lengths about the same."""
+    most = max(costs.classes) or 1
+    return [share * (1 + LONGER * name / most) for share, name in zip(costs.shares, costs.classes, strict=True)]
 
 
 def _waiting(model: Model, curve: Curve, books: Books, start_s: float, guard: float) -> tuple[list[Request], Waiting]:
