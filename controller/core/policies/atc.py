@@ -9,7 +9,8 @@ The look-ahead k grows with the share of requests that are lost. Near 0 the orde
 first), in overload it is by value.
 Source: Vepsalainen and Morton, "Priority rules for job shops with weighted tardiness costs" (1987), for the rule. For
 the look-ahead in SLOs, its adaptation, the heads that are passed over and the bonus of full batches:
-docs/design/policy.md, "The rule". Admission, placement, returning clients and fairness are modules beside this one.
+docs/design/policy.md, "The rule". Admission, placement, returning clients, fairness, and the batches of models with
+open dimensions are modules beside this one.
 """
 
 import math
@@ -17,16 +18,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from controller.core.devices.base import RemoteDevice
+from controller.core.estimation.estimates import Curve
 from controller.core.policies.admission import PRICE_LOSS, Admission
 from controller.core.policies.base import Batch, Lead, LoadPlan, SchedulingPolicy, Verdict
-from controller.core.policies.by_extents import Together, extents_of, hopeless
+from controller.core.policies.by_extents import hopeless
 from controller.core.policies.fairness import Fairness
 from controller.core.policies.placement import Placement
 from controller.core.policies.returning_clients import ReturningClients
+from controller.core.policies.sized_plans import RESERVE, SizedPlan, SizedPlans
 from controller.core.policies.starts import start_of
 from controller.core.queues import Request
 from controller.core.state import Model, ShardState
 from mesh.codes import ActionKind, ErrorCode
+from mesh.sizes import Extents
 
 DEADLINE, INFER = ErrorCode.DEADLINE, ActionKind.INFER
 
@@ -50,6 +54,7 @@ class AtcParameters:
     depth: int = 2  # batches at a device: one running, the next bound as late as can be
     echo: bool = True  # wait for clients that are known to return, where that pays
     price_loss: float = PRICE_LOSS  # largest share of a model's admitted requests to be lost; beyond, fewer are let in
+    reserve: float = RESERVE  # of device time, in which requests of unequal extents are worth what they cost
 
 
 @dataclass(slots=True)
@@ -70,8 +75,7 @@ class BatchPlan:
         first = queue.head + self.skip
         given_up = queue.requests[queue.head : first] if len(self.model.hosts) == 1 else []
         requests = queue.requests[first : first + self.count]
-        extents = extents_of(requests) if self.model.open else ()
-        return Batch(self.model, requests, given_up, self.rows, self.start_s, self.expected_s, self.latest_s, extents)
+        return Batch(self.model, requests, given_up, self.rows, self.start_s, self.expected_s, self.latest_s)
 
 
 class Atc(SchedulingPolicy):
@@ -84,6 +88,7 @@ class Atc(SchedulingPolicy):
         self._admission = Admission(p.price_loss)
         self._fairness = Fairness()
         self._placement = Placement(state, self._fairness)
+        self._sized = SizedPlans(state, p.reserve)
         self._clients: dict[str, ReturningClients] = {}  # {ref: its clients}, models that completed a batch
         self._look_again_s = math.inf  # a device waits until then: for returns, or for a LOAD to be nearly done
         self._in_time = 0.0  # decayed count
@@ -117,6 +122,11 @@ class Atc(SchedulingPolicy):
         """Who is too late even if it ran next, alone, on the best of the model's devices."""
         return hopeless(model, now)
 
+    def arrived(self, model: Model, request: Request, now: float) -> None:
+        """The request waits; what its client asks of a model with open dimensions bounds the batches."""
+        if model.spec.dims:
+            self._sized.arrived(model, request)
+
     def completed(self, device: RemoteDevice, model: Model, requests: Sequence[Request], now: float) -> None:
         """The returns to the batch are counted, if all of them would come to one device."""
         if len(model.hosts) == 1 and self.parameters.echo:
@@ -145,7 +155,7 @@ class Atc(SchedulingPolicy):
     def choose(self, device: RemoteDevice, now: float) -> Batch | None:
         """The model whose batch scores highest. Ties: the one that has waited in `device.waiting` longest."""
         free_s = max(device.exec.free_at(now), now + device.dispatch.value_s)
-        plan = self._starving(device, free_s, now)
+        plan: BatchPlan | SizedPlan | None = self._starving(device, free_s, now)
         if plan is None:
             best_score = 0.0
             lookahead = self._lookahead()
@@ -156,7 +166,11 @@ class Atc(SchedulingPolicy):
                 if start_s > horizon_s and now - device.busy_until_s < start_s - now:  # it is busy: more work may come
                     self._look_again_s = min(self._look_again_s, now + start_s - horizon_s)
                     continue
-                candidate = self._plan(device, model, start_s)
+                candidate: BatchPlan | SizedPlan | None
+                if model.spec.dims:
+                    candidate = self._sized.plan(device, model, start_s)
+                else:
+                    candidate = self._plan(device, model, start_s)
                 if candidate is None:
                     continue
                 score = self._score(candidate, device.curves[ref].batch_max, lookahead, free_s)
@@ -169,12 +183,15 @@ class Atc(SchedulingPolicy):
     def bound(self, device: RemoteDevice, batch: Batch, now: float) -> None:
         """The model has been served."""
         self._fairness.served(batch.model.ref, now)
+        if batch.model.spec.dims:
+            self._sized.bound(device, batch)
 
-    def _starving(self, device: RemoteDevice, free_s: float, now: float) -> BatchPlan | None:
+    def _starving(self, device: RemoteDevice, free_s: float, now: float) -> BatchPlan | SizedPlan | None:
         """A batch of the starving model whose patience ended first, if one can be in time."""
         self._fairness.accrue(now, len(self.state.devices))
         for ref in self._fairness.first(device.waiting, now):
-            plan = self._plan(device, self.state.models[ref], max(free_s, device.residency.models[ref].ready_s))
+            model, start_s = self.state.models[ref], max(free_s, device.residency.models[ref].ready_s)
+            plan = (self._sized.plan if model.spec.dims else self._plan)(device, model, start_s)
             if plan is not None:
                 self._fairness.spend(plan.expected_s)
                 return plan
@@ -182,8 +199,6 @@ class Atc(SchedulingPolicy):
 
     def _plan(self, device: RemoteDevice, model: Model, start_s: float) -> BatchPlan | None:
         """The model's best batch if EXEC starts at `start_s`; None if nobody can be in time."""
-        if model.open:
-            return self._plan_open(device, model, start_s)
         queue = model.queue
         curve = device.curves[model.ref]
         scale = curve.scale
@@ -206,21 +221,6 @@ class Atc(SchedulingPolicy):
         if rows < 1:
             return None
         return _plan_of(model, rows, rows, skip, start_s, base[rows] * scale)
-
-    def _plan_open(self, device: RemoteDevice, model: Model, start_s: float) -> BatchPlan | None:
-        """The same of a model with open dimensions: as many in order of deadline as are in time with the first."""
-        queue, curve = model.queue, device.curves[model.ref]
-        guard = 1 + device.margin
-        waiting = queue.requests[queue.head :]
-        for skip, head in enumerate(waiting):
-            left_s = (head.deadline_s - start_s) / guard
-            if curve.alone_s(head.rows, head.extents) <= left_s:
-                batch = Together(model, curve, exec_s_max=left_s)
-                for request in waiting[skip:]:
-                    if not batch.add(request):
-                        break
-                return _plan_of(model, len(batch.requests), batch.rows, skip, start_s, batch.exec_s())
-        return None
 
     def _without_heads(
         self, model: Model, skip: int, low: int, high: int, start_s: float, guard: float, base: list[float]
@@ -253,17 +253,20 @@ class Atc(SchedulingPolicy):
             return None
         return _plan_of(model, count, rows, skip, start_s, base[rows] * scale)
 
-    def _score(self, plan: BatchPlan, batch_max: int, lookahead: float, free_s: float) -> float:
+    def _score(self, plan: BatchPlan | SizedPlan, batch_max: int, lookahead: float, free_s: float) -> float:
         """Value per second of device time from `free_s` on, times urgency."""
-        queue = plan.model.queue
-        head = queue.requests[queue.head + plan.skip]
+        if isinstance(plan, SizedPlan):
+            head, full, weight = plan.head, plan.full, plan.weight
+        else:
+            queue = plan.model.queue
+            head, full = queue.requests[queue.head + plan.skip], plan.rows >= batch_max
+            weight = queue.weight_of(plan.count, plan.skip) * plan.rows / plan.count
         slack_s = head.deadline_s - plan.start_s - plan.expected_s
         urgency = 1.0
         if slack_s > 0:
             urgency = math.exp(max(EXPONENT_MIN, -slack_s / (lookahead * (head.deadline_s - head.arrived_s))))
-        if plan.rows >= batch_max:
+        if full:
             urgency = max(urgency, self.parameters.full_bonus)
-        weight = queue.weight_of(plan.count, plan.skip) * plan.rows / plan.count
         return weight / (plan.start_s + plan.expected_s - free_s) * urgency
 
     def _lookahead(self) -> float:
@@ -275,7 +278,7 @@ class Atc(SchedulingPolicy):
 
     # -- returning clients --------------------------------------------------------------------------------------------
 
-    def _waits_for_clients(self, device: RemoteDevice, plan: BatchPlan, now: float) -> bool:
+    def _waits_for_clients(self, device: RemoteDevice, plan: BatchPlan | SizedPlan, now: float) -> bool:
         """Whether the batch should wait for clients that return. Only a model that is alone on the device waits."""
         model, queue = plan.model, plan.model.queue
         clients = self._clients.get(model.ref)
@@ -294,17 +297,18 @@ class Atc(SchedulingPolicy):
             starts_s = device.exec.free_at(now) + return_s
         curve = device.curves[model.ref]
         count = int(coming + 0.5)
-        together = min(curve.batch_max, plan.rows + count)
+        extents = plan.extents if isinstance(plan, SizedPlan) else ()  # those who return are taken to be as long
+        together = min(curve.joint_max(extents), plan.rows + count)
         if together <= plan.rows:
             return False
         head_s = queue.first().deadline_s
         slo_s = head_s - queue.first().arrived_s
         starts_s += device.dispatch.value_s
-        if starts_s + curve.exec_s(together) > head_s - RETURN_ROOM * slo_s:
+        if starts_s + curve.exec_s(together, extents) > head_s - RETURN_ROOM * slo_s:
             return False
         idle_s = starts_s - max(now, device.exec.free_at(now))
-        apart_s = curve.total_s(plan.rows) + curve.total_s(count)
-        if apart_s <= APART_GAIN * (idle_s + curve.total_s(plan.rows + count)):
+        apart_s = _total_s(curve, plan.rows, extents) + _total_s(curve, count, extents)
+        if apart_s <= APART_GAIN * (idle_s + _total_s(curve, plan.rows + count, extents)):
             return False
         if not running:
             self._look_again_s = min(self._look_again_s, starts_s)
@@ -327,3 +331,12 @@ def _plan_of(model: Model, count: int, rows: int, skip: int, start_s: float, exp
     queue = model.queue
     middle_s = queue.deadlines[queue.head + skip + count // 2]
     return BatchPlan(model, count, rows, skip, start_s, expected_s, max(middle_s - expected_s, start_s))
+
+
+def _total_s(curve: Curve, rows: int, extents: Extents) -> float:
+    """Expected duration of so many rows of these extents, in batches of the largest size and one of the rest."""
+    if not extents:
+        return curve.total_s(rows)
+    full, rest = divmod(rows, curve.joint_max(extents))
+    total_s = full * curve.exec_s(curve.joint_max(extents), extents) if full else 0.0
+    return total_s + (curve.exec_s(rest, extents) if rest else 0.0)
