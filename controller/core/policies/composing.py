@@ -14,94 +14,19 @@ The plan puts requests together that cost about the same, as far as their deadli
 
 Where objectives differ, steps 2 to 4 are done a second time with the earlier half of the deadlines apart from the later
 one, and the plan that keeps more is taken. Where all cost about the same there is nothing to sort: the first deadlines
-go together, as `atc.py` has it. Source of the rule and of the constants: docs/design/policy.md, "Batches of unequal
-length".
-
-All times are *table seconds*: durations as the tables have them, and what is left until a deadline in the same measure.
-By how much the device is slower than its tables, and what may be added by chance, the caller has divided out.
+go together, as `atc.py` has it. Where most cost nearly what the longest does, and somebody is put off, such a batch of
+these runs instead, if more of its time is of use (`alike.py`).
+Source of the rule and of the constants: docs/design/policy.md, "Batches of unequal length".
 """
 
 import heapq
 import math
-from bisect import bisect_left, bisect_right
-from dataclasses import dataclass, field
 
-CLASS_STEP = 1.05  # a class ends where a row costs this many times what it does in the first of its places ...
-CLASS_STEP_TWO = 1.3  # ... and so much with two dimensions, where few requests are of one place
+from controller.core.policies.alike import PASS_GAIN, are_alike, first_deadlines, near_the_longest, use_of
+from controller.core.policies.groups import Composed, Costs, Group, Waiting, group_of
+
 RESCUE = 0.5  # who was put off earns at least this share of what the batch that it joins earns, per second
-PASS_GAIN = 1.02  # the first deadlines of one class are passed over if the batch then earns more than this, per second
-ALIKE = 1.5  # ratio of values up to which requests of one class are alike
 SAME = 1e-9  # values that differ by this share at most are equal
-
-
-@dataclass(slots=True)
-class Costs:
-    """What batches of one version cost on one device, by the place of their greatest extents and by rows."""
-
-    tables: list[list[float]]  # [place][rows], from 0 rows on; falls neither in rows nor in extents; inf: does not fit
-    limits: list[int]  # by place: most rows of a batch of several requests
-    cap_s: float = math.inf  # a batch of several requests takes no longer, unless all cost about the same
-    width: int = 0  # places along the second dimension, which varies fastest; 0: there is one dimension
-    shares: list[float] = field(default_factory=list)  # by place: least time per row, of batches within the cap
-    full: list[int] = field(default_factory=list)  # by place: rows of the batch that has this least time per row
-    most: list[int] = field(default_factory=list)  # by place: most rows within the cap
-    classes: list[int] = field(default_factory=list)  # by place: its class, the cheapest first
-
-    def __post_init__(self) -> None:
-        for table, limit in zip(self.tables, self.limits, strict=True):
-            most = max(1, bisect_right(table, self.cap_s, 1, min(limit, len(table) - 1) + 1) - 1)
-            full, share = 1, table[1]
-            for rows in range(2, most + 1):
-                if table[rows] < share * rows:
-                    full, share = rows, table[rows] / rows
-            self.shares.append(share)
-            self.full.append(full)
-            self.most.append(most)
-        self.classes = [0] * len(self.tables)
-        at, first, step = -1, -math.inf, CLASS_STEP_TWO if self.width else CLASS_STEP
-        for place in sorted(range(len(self.tables)), key=self.shares.__getitem__):
-            if self.shares[place] > step * first:
-                at, first = at + 1, self.shares[place]
-            self.classes[place] = at
-
-    def both(self, place: int, other: int) -> int:
-        """The place that holds the extents of both."""
-        if not self.width:
-            return place if place > other else other
-        height = max(place // self.width, other // self.width)
-        return height * self.width + max(place % self.width, other % self.width)
-
-
-@dataclass(slots=True)
-class Waiting:
-    """Requests that wait, in order of their deadlines. The lists belong together: one entry for each request."""
-
-    places: list[int]
-    rows: list[int]  # each fits alone into a batch, or is never in time
-    left_s: list[float]  # from when the batch would start until the deadline; ascending
-    values: list[float]  # what each is worth in this decision
-    kinds: list[int] = field(default_factory=list)  # only requests of one kind share a batch; empty: all are
-
-
-@dataclass(slots=True)
-class Group:
-    """Requests that would be one batch."""
-
-    members: list[int]  # indexes of the waiting
-    place: int  # that holds the extents of all
-    rows: int
-    length_s: float
-    left_s: float  # until the first of their deadlines
-    value: float
-
-
-@dataclass(slots=True)
-class Composed:
-    """The plan: the batch that runs next, and what comes after it."""
-
-    first: Group
-    later: list[Group]  # kept, in the order in which they run; what has joined the first batch may still be in them
-    passed: list[int]  # those whose deadlines were passed over for a larger batch
 
 
 def compose(waiting: Waiting, costs: Costs, *, hosts: int = 1, differ: bool = False) -> Composed | None:
@@ -113,9 +38,9 @@ def compose(waiting: Waiting, costs: Costs, *, hosts: int = 1, differ: bool = Fa
     usable = [i for i in range(len(places)) if tables[places[i]][rows[i]] <= left_s[i]]
     if not usable:
         return None
-    alike = _are_alike(usable, waiting, costs)
+    alike = are_alike(usable, waiting, costs)
     if alike and not differ:
-        return _of_one_class(usable, waiting, costs)
+        return first_deadlines(usable, waiting, costs)
     groups = _partition(usable, waiting, costs)
     kept = _keep(groups, hosts)
     if differ and len(usable) > 2:
@@ -124,9 +49,17 @@ def compose(waiting: Waiting, costs: Costs, *, hosts: int = 1, differ: bool = Fa
         kept_of_halves = _keep(halves, hosts)
         if _is_better(kept_of_halves, kept):
             groups, kept = halves, kept_of_halves
-    if alike and len(kept) < len(groups):
-        return _of_one_class(usable, waiting, costs)
-    return _filled(kept, usable, waiting, costs, hosts)
+    some_put_off = len(kept) < len(groups)
+    if alike and some_put_off:
+        return first_deadlines(usable, waiting, costs)
+    plan = _filled(kept, usable, waiting, costs, hosts)
+    if some_put_off:
+        near = near_the_longest(usable, waiting, costs)
+        if near:
+            other = first_deadlines(near, waiting, costs)
+            if use_of(other.first, waiting, costs) > PASS_GAIN * use_of(plan.first, waiting, costs):
+                return other
+    return plan
 
 
 def _is_better(kept: list[Group], others: list[Group]) -> bool:
@@ -141,57 +74,6 @@ def _is_better(kept: list[Group], others: list[Group]) -> bool:
     if abs(value - value_others) > SAME * value:
         return value > value_others
     return length_s < length_others_s
-
-
-def _group(members: list[int], waiting: Waiting, costs: Costs) -> Group:
-    """These requests as one batch."""
-    place = waiting.places[members[0]]
-    rows, left, value = 0, math.inf, 0.0
-    for i in members:
-        place = costs.both(place, waiting.places[i])
-        rows += waiting.rows[i]
-        left = min(left, waiting.left_s[i])
-        value += waiting.values[i]
-    return Group(members, place, rows, costs.tables[place][rows], left, value)
-
-
-# -- all cost about the same ------------------------------------------------------------------------------------------
-
-
-def _are_alike(usable: list[int], waiting: Waiting, costs: Costs) -> bool:
-    """Whether all have one row and about one value, may share a batch, and are of one class, as their batch is."""
-    place, kinds, values = waiting.places[usable[0]], waiting.kinds, waiting.values
-    name = costs.classes[place]
-    least = most = values[usable[0]]
-    for i in usable:
-        if costs.classes[waiting.places[i]] != name or waiting.rows[i] > 1:
-            return False
-        if kinds and kinds[i] != kinds[usable[0]]:
-            return False
-        place = costs.both(place, waiting.places[i])
-        least, most = min(least, values[i]), max(most, values[i])
-    return costs.classes[place] == name and most <= ALIKE * least
-
-
-def _of_one_class(usable: list[int], waiting: Waiting, costs: Costs) -> Composed:
-    """As many of the first deadlines as are in time together, or a larger batch without some that earns more."""
-    place = waiting.places[usable[0]]
-    for i in usable:
-        place = costs.both(place, waiting.places[i])
-    table, lefts = costs.tables[place], [waiting.left_s[i] for i in usable]
-    high = min(len(lefts), costs.limits[place])
-    rows = low = max(1, min(high, bisect_right(table, lefts[0], 1, costs.limits[place] + 1) - 1))
-    while low < high:
-        more = (low + high + 1) // 2
-        if len(lefts) - bisect_left(lefts, table[more]) >= more:
-            low = more
-        else:
-            high = more - 1
-    passed = 0
-    if low * table[rows] > PASS_GAIN * rows * table[low]:
-        rows, passed = low, bisect_left(lefts, table[low])
-    group = _group(usable[passed : passed + rows], waiting, costs)
-    return Composed(group, [], usable[:passed])
 
 
 # -- steps 2 and 3 ----------------------------------------------------------------------------------------------------
@@ -276,7 +158,7 @@ def _groups(order: list[int], sizes: list[int], waiting: Waiting, costs: Costs) 
     groups = []
     end = len(order)
     while end > 0:
-        groups.append(_group(order[end - sizes[end] : end], waiting, costs))
+        groups.append(group_of(order[end - sizes[end] : end], waiting, costs))
         end -= sizes[end]
     return groups
 

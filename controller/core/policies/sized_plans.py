@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from controller.core.devices.base import RemoteDevice
 from controller.core.estimation.estimates import Curve
 from controller.core.policies.base import Batch
-from controller.core.policies.composing import Composed, Costs, Waiting, compose
+from controller.core.policies.composing import compose
+from controller.core.policies.groups import Composed, Costs, Waiting
 from controller.core.queues import Request
 from controller.core.state import Model, ShardState
 from mesh.sizes import Extents, joint

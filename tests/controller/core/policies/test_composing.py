@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.core.policies.composing import Composed, Costs, Waiting, compose
+from controller.core.policies.composing import compose
+from controller.core.policies.groups import Composed, Costs, Waiting
 
 ROWS_MAX = 8
 LENGTHS = (8, 16, 32, 64, 128)  # greatest of each place
