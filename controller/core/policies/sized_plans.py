@@ -21,6 +21,7 @@ from mesh.sizes import Extents, joint
 
 LOOKED_AT = 256  # requests that a plan is made of, those with the nearest deadlines
 SCANNED = 1024  # requests among which they are searched, while there are any that could be in time
+LEFT = 0.25  # who is put off with less than this share of the objective left is refused at once
 PLACES_MAX = 4096  # extents whose place is remembered
 RESERVE = 0.1  # of device time
 LONGER = 0.01  # by the reserve, the longest requests are worth so much more than they cost
@@ -134,7 +135,12 @@ class SizedPlans:
             worth = _worth(books.costs)
             waiting.values = [value * worth[place] for value, place in zip(waiting.values, waiting.places, strict=True)]
         composed = compose(waiting, books.costs, hosts=max(1, len(model.hosts)), differ=objectives.differ)
-        return None if composed is None else _plan_of(model, curve, composed, requests, books.costs, start_s)
+        if composed is None:
+            return None
+        plan = _plan_of(model, curve, composed, requests, books.costs, start_s)
+        if not books.reserved and len(model.hosts) == 1:
+            plan.given_up = [*plan.given_up, *_without_hope(composed, requests, start_s)]
+        return plan
 
     def _open(self, device: RemoteDevice, model: Model, curve: Curve, objectives: Objectives) -> Books:
         """The books of the model on the device, with costs as its curve has them now."""
@@ -199,6 +205,16 @@ def _waiting(model: Model, curve: Curve, books: Books, start_s: float, guard: fl
         names: dict[Extents, int] = {}
         waiting.kinds = [names.setdefault(request.extents, len(names)) for request in chosen]
     return chosen, waiting
+
+
+def _without_hope(composed: Composed, waiting: list[Request], start_s: float) -> list[Request]:
+    """Those whom the plan does not keep, and who have too little time left for much to change: they hear of it now."""
+    kept = {i for group in (composed.first, *composed.later) for i in group.members}.union(composed.passed)
+    return [
+        request
+        for i, request in enumerate(waiting)
+        if i not in kept and request.deadline_s - start_s < LEFT * (request.deadline_s - request.arrived_s)
+    ]
 
 
 def _plan_of(

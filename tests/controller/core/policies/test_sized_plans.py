@@ -263,3 +263,26 @@ def test_a_weight_counts_for_each_row() -> None:
     assert world.next().model.ref == "n:1"
     world.asks(16, NOW + 1.6, slo_s=1.6, weight=20.0)
     assert world.next().model.ref == "m:1"
+
+
+@pytest.mark.parametrize(("slo_s", "given_up"), [(10.0, 1), (2.0, 0)])
+def test_who_is_put_off_with_little_time_left_hears_of_it_at_once(slo_s: float, given_up: int) -> None:
+    world = LengthWorld()
+    world.asks(16, NOW + 1.6, NOW + 1.7, slo_s=slo_s)  # one takes 1.5 s, and two take 2.5 s
+    batch = world.policy.choose(world.device, NOW)
+    assert batch is not None
+    assert (len(batch.requests), len(batch.given_up)) == (1, given_up)
+
+
+def test_who_is_put_off_waits_where_another_device_may_take_it_and_where_the_reserve_is_spent() -> None:
+    for world in (LengthWorld(workers=("w1", "w2")), LengthWorld(reserve=0.1)):
+        if len(world.state.devices) == 1:
+            world.asks(1, NOW + 9.0)
+            first = world.policy.choose(world.device, NOW)
+            assert first is not None
+            world.policy.bound(world.device, first, NOW)
+            world.state.take(world.model(), list(first.requests))
+        world.asks(16, NOW + 1.6, NOW + 1.7)
+        batch = world.policy.choose(world.device, NOW)
+        assert batch is not None
+        assert not batch.given_up
