@@ -306,6 +306,12 @@ class RemoteDevice(ABC):
             if planned_s <= self.dispatch.value_s * DISPATCH_KNOWN:  # nothing but the way was planned to delay it
                 self.dispatch.learn(max(0.0, result.begin_s - self.offset_s - action.sent_s))
 
+    def did_not_fit(self, action: Action) -> None:
+        """A client's batch did not fit in the device's memory: the next ones are smaller, if that can be known."""
+        curve = self.curves.get(action.ref)
+        if curve is not None:
+            curve.does_not_fit(action.batch, action.extents)
+
     def load_ended(self, action: Action, end_s: float) -> None:
         """A LOAD has ended, well or not."""
         self.load.ended(action.id, end_s)

@@ -169,6 +169,9 @@ class Curve:
         """Rows that a batch of several requests may have."""
         return self.batch_max
 
+    def does_not_fit(self, rows: int, extents: Extents) -> None:
+        """A batch of so many rows did not fit in memory. Of a version with open dimensions only half is tried again."""
+
     def doubt(self, rows: int, wanted_s: float, now: float, extents: Extents = ()) -> bool:
         """After a silence the estimate is lowered so that a batch of so many rows fits `wanted_s`. Whether it was.
 

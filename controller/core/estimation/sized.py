@@ -47,6 +47,7 @@ class SizedCurve(Curve):
     equal: bool = False  # nothing is padded: shapes are executed as they are
     objective_s: float = math.inf  # a row's share is that of a batch within it
     cell_terms: list[Term] = field(default_factory=list)
+    _fits: list[int] = field(default_factory=list)  # by cell: most rows of a batch, as far as is known
     _cells: list[Table] = field(default_factory=list)  # as tables, by cell
     _batches: list[list[int]] = field(default_factory=list)  # profiled, by cell, ascending
     _cells_built: list[float] = field(default_factory=list)  # the terms of cells that the tables were made with
@@ -57,6 +58,7 @@ class SizedCurve(Curve):
         self.cell_terms = [Term() for _ in self.times]
         self._nearest = nearest_anchors(tuple(self.sizes), self.batch_max)
         self._batches = [sorted(cell) for cell in self.times]
+        self._fits = [min(max(cell, default=0), self.batch_max) for cell in self.times]
         self._point()
         self.bounds = self._classes() if self.any_batch else self.edges
         self._tabulate()
@@ -119,6 +121,13 @@ class SizedCurve(Curve):
         if batch > self.batch_max or self.exec_s(batch, extents) == math.inf:
             return 0.0  # it was sent before the version was profiled anew
         return Curve.learn(self, batch, duration_s, extents)
+
+    def does_not_fit(self, rows: int, extents: Extents) -> None:
+        """A batch of so many rows did not fit in memory, against what was measured: from now on half of it does."""
+        cell = self._cell(extents)
+        if rows <= self._fits[cell]:
+            self._fits[cell] = rows // 2
+            self._build()
 
     def _correct(self, error: float, batch: int, extents: Extents) -> None:
         nearest, cell = self._nearest[batch], self._nearest_cell(extents) if extents else -1
@@ -190,7 +199,7 @@ class SizedCurve(Curve):
             if batches:
                 times, own = self.times[cell], self._cells_built[cell]
                 seconds = np.array([max(times[b], POINT_S_MIN) * math.exp(own + factors[b]) for b in batches])
-                most = min(batches[-1], self.batch_max)
+                most = self._fits[cell]
                 inside = rows[:most]
                 if self.any_batch:
                     grid[cell, 1 : most + 1] = np.interp(inside, batches, seconds)

@@ -219,6 +219,30 @@ def test_a_batch_that_failed_is_tried_apart_with_the_extents_of_those_that_are_l
         assert half.extents == joint(part.extents for part in half.parts)
 
 
+def test_a_batch_that_did_not_fit_in_memory_is_nobody_s_fault_and_goes_in_smaller_ones() -> None:
+    shard = serving()
+    for number, extents in enumerate([(100,), (105,), (110,), (101,)]):
+        shard.submit(number, now=NOW, budget_s=5.0, extents=extents, client=7)
+    (infer,) = sent(shard, NOW)
+    told = shard.result(infer.action, now=NOW + 0.1, code=ActionCode.NO_MEMORY, begin_s=NOW, end_s=NOW + 0.1)
+    assert told == []
+    curve = shard.state.devices["w1"].curves["m:1"]
+    assert (curve.joint_max((110,)), curve.joint_max((512,)), curve.joint_max((64,))) == (2, 2, 32)
+    again = sent(shard, NOW + 0.1)
+    assert [batch.batch for batch in again] == [2]
+    assert not shard.scheduler.isolation.watched
+
+
+def test_a_request_that_does_not_fit_alone_has_failed_and_others_like_it_are_refused_at_once() -> None:
+    shard = serving()
+    shard.submit(1, now=NOW, budget_s=5.0, extents=(500,), client=7)
+    (infer,) = sent(shard, NOW)
+    told = shard.result(infer.action, now=NOW + 0.1, code=ActionCode.NO_MEMORY, begin_s=NOW, end_s=NOW + 0.1)
+    assert told == ["f: 1 failed no_memory"]
+    assert shard.submit(2, now=NOW + 0.1, budget_s=5.0, extents=(510,)) == ["f: 2 failed bad_batch"]
+    assert shard.submit(3, now=NOW + 0.1, budget_s=5.0, extents=(200,)) == []
+
+
 def test_a_lost_worker_s_requests_go_with_their_extents_to_another() -> None:
     shard = serving(workers=2)
     shard.submit(1, now=NOW, budget_s=5.0, extents=(70,))
