@@ -34,6 +34,7 @@ class RequestFact(msgspec.Struct, frozen=True, kw_only=True, tag="request", tag_
     asked_id: str = ""  # the client's own id, to 64 characters; "": an application asked
     call: int = 0  # of a further part of a larger request: the number of its first part; else 0
     client: int = 0  # the frontend's number of who asked; 0: it did not say
+    extents: tuple[int, ...] = ()  # of its inputs, in the model's open dimensions
 
 
 class AmendedFact(msgspec.Struct, frozen=True, kw_only=True, tag="amended", tag_field="kind", gc=False):
@@ -78,6 +79,7 @@ class ActionFact(msgspec.Struct, frozen=True, kw_only=True, tag="action", tag_fi
     waiting: int  # requests waiting in this controller at result_s
     free_pages: int  # of the device, when the worker sent the result
     rows: int = 0  # rows that were asked for: `batch` without its padding; 0: no INFER, or a measuring run
+    extents: tuple[int, ...] = ()  # that EXEC computes, in the model's open dimensions
 
 
 Fact = RequestFact | AmendedFact | ActionFact
@@ -136,6 +138,8 @@ class LabelRecord(msgspec.Struct, frozen=True, kw_only=True):
     latency_error: Distribution | None  # |actual - predicted| / actual: of the latency predicted at admission, ...
     exec_error: Distribution | None  # ... of EXEC durations
     load_error: Distribution | None  # ... and of LOAD durations
+    elements: int = 0  # of a model with open dimensions: rows x extents, of the requests in batches that were executed
+    elements_computed: int = 0  # the same of the batches themselves: with all padding
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,3 +242,5 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     lines_folded: int = 0  # lines of the controller's own log that were counted in another line
     lines_dropped: int = 0  # that were lost, because nobody read them
     amended: dict[str, int] = {}  # {outcome: requests that ended so for their clients, and are counted otherwise}
+    elements: int = 0  # of all models with open dimensions, as in LabelRecord; so below
+    elements_computed: int = 0

@@ -140,7 +140,7 @@ SNAPSHOT = Snapshot(
     records={
         "m": LabelRecord(
             in_time=80, late=2, timed_out=6, refused=8, cold=3, queue_s=SECONDS, exec_s=SECONDS, slack_s=SECONDS,
-            latency_error=SECONDS, exec_error=SECONDS, load_error=SECONDS,
+            latency_error=SECONDS, exec_error=SECONDS, load_error=SECONDS, elements=3000, elements_computed=4000,
         )
     },
 )  # fmt: skip

@@ -122,6 +122,7 @@ def _parts(requests: Sequence[Request]) -> tuple[tuple[wire.Part, ...], list[Any
                 cold=request.cold,
                 inline=() if large else tuple(request.tensors),
                 frames=len(request.tensors) if large else 0,
+                extents=request.extents,
             )
         )
     return tuple(parts), frames

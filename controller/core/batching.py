@@ -24,6 +24,7 @@ import numpy as np
 
 from controller.core.estimation.estimates import Curve, Term
 from mesh import wire
+from mesh.sizes import Extents
 
 STEP = 4.0  # rows
 STEP_NEAR = 1 / 40  # a step shortly after a miss is at most this part of the limit, ...
@@ -49,7 +50,7 @@ class Limit(Protocol):
 
     rows: int
 
-    def ran(self, rows: int, duration_s: float) -> None:
+    def ran(self, rows: float, duration_s: float) -> None:
         """A batch of so many rows took so long."""
 
 
@@ -62,9 +63,9 @@ class Aimd:
     rows: int = 1
     exact: float = 1.0  # the limit before it is rounded down to `rows`
     _good: int = QUIET  # full batches within the objective since the last miss
-    _recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=RECENT))  # (rows, duration)
+    _recent: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=RECENT))  # (rows, duration)
 
-    def ran(self, rows: int, duration_s: float) -> None:
+    def ran(self, rows: float, duration_s: float) -> None:
         """The limit follows. A batch that was not full says nothing about larger ones, and leaves it as it is."""
         self._recent.append((rows, duration_s))
         if duration_s > self.objective_s:
@@ -79,7 +80,7 @@ class Aimd:
             self.exact = min(float(self.rows_max), self.exact + step)
         self.rows = int(self.exact)
 
-    def _stalled(self, rows: int) -> bool:
+    def _stalled(self, rows: float) -> bool:
         """Whether such batches usually take less than half of the objective: this one missed it, but not for its size.
 
         Where something else takes the processor now and then, the limit would otherwise fall to 1 and stay there.
@@ -95,10 +96,10 @@ class QuantileLine:
     objective_s: float
     rows_max: int
     rows: int = 1
-    _batches: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=FITTED))
+    _batches: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=FITTED))
     _new: int = 0  # batches since the last fit
 
-    def ran(self, rows: int, duration_s: float) -> None:
+    def ran(self, rows: float, duration_s: float) -> None:
         """The limit follows, by a new fit now and then and after a miss."""
         self._batches.append((rows, duration_s))
         self._new += 1
@@ -124,7 +125,7 @@ class Fixed:
 
     rows: int
 
-    def ran(self, rows: int, duration_s: float) -> None:
+    def ran(self, rows: float, duration_s: float) -> None:
         """The limit stays."""
 
 
@@ -173,7 +174,7 @@ class DurationLine:
     rows_squared: float = 0.0
     product: float = 0.0
 
-    def add(self, rows: int, duration_s: float) -> None:
+    def add(self, rows: float, duration_s: float) -> None:
         """A batch of so many rows took so long."""
         self.weight = self.weight * FORGET + 1.0
         share = 1.0 / self.weight
@@ -203,6 +204,7 @@ class BlackBoxCurve(Curve):
     limit: Limit = field(default_factory=lambda: Fixed(1))
     objective_s: float = 0.05
     wait_s: float = 0.0  # how long a batch that is not full may wait
+    batch_s: float = FIRST_S  # of a batch, whatever it holds
     _line: DurationLine = field(default_factory=DurationLine)
     _seen: int = 0  # batches
     _largest: int = 0  # rows of the largest batch seen
@@ -220,11 +222,11 @@ class BlackBoxCurve(Curve):
         """Whether no batch has ended in this process yet."""
         return self._seen == 0
 
-    def padded(self, rows: int) -> int:
+    def padded(self, rows: int, extents: Extents = ()) -> int:
         """The rows themselves: a container is never given rows that nobody sent."""
         return rows
 
-    def learn(self, batch: int, duration_s: float) -> float:
+    def learn(self, batch: int, duration_s: float, extents: Extents = ()) -> float:
         """A batch took so long. Returns the error, log(actual / estimated), that it showed.
 
         The first batch of a process teaches nothing: it may have loaded, compiled or cached what no later one has to.
@@ -232,15 +234,24 @@ class BlackBoxCurve(Curve):
         self._seen += 1
         if self._seen == 1:
             return 0.0
-        expected_s = self.exec_s(batch)
+        expected_s = self.exec_s(batch, extents)
         error = math.log(max(duration_s, 1e-9) / expected_s) if self._line.weight else 0.0
         known = self._line.weight >= 4
-        self._line.add(batch, min(duration_s, OUTLIER * expected_s) if known else duration_s)
-        self._largest = max(self._largest, batch)
-        self.limit.ran(batch, duration_s)
+        work = self._work(batch, extents)
+        self._line.add(work, min(duration_s, OUTLIER * expected_s) if known else duration_s)
+        self._largest = max(self._largest, math.ceil(work))
+        self.limit.ran(self.limit.rows if self._is_full(batch, extents) else work, duration_s)
         self.batch_max = self.limit.rows
         self._build()
         return error
+
+    def _work(self, batch: int, extents: Extents) -> float:
+        """What the line and the limit count: the rows."""
+        return batch
+
+    def _is_full(self, batch: int, extents: Extents) -> bool:
+        """Whether a batch was as large as the limit allows, though it has not that many rows."""
+        return False
 
     def forget(self) -> None:
         """The estimates are out of date: the next request is let in and shows how long it takes now."""
@@ -253,13 +264,14 @@ class BlackBoxCurve(Curve):
         line = other._line
         self._line = DurationLine(min(line.weight, 8.0), line.rows, line.duration_s, line.rows_squared, line.product)
         self._largest = other._largest
-        self.base_s = list(other.base_s)
+        self.base_s, self.batch_s = list(other.base_s), other.batch_s
         if isinstance(self.limit, Aimd) and isinstance(other.limit, Aimd):
             self.limit.rows, self.limit.exact = other.limit.rows, other.limit.exact
         self.batch_max = self.limit.rows
 
     def _prior(self) -> None:
         row_s = self.objective_s / CAUTION
+        self.batch_s = FIRST_S
         self.base_s = [0.0, *(FIRST_S + row_s * i for i in range(self.rows_max))]
 
     def _build(self) -> None:
@@ -273,7 +285,7 @@ class BlackBoxCurve(Curve):
         table[edge + 1 :] = np.maximum(table[edge + 1 :], table[edge] * sizes[edge + 1 :] / edge)
         table = np.maximum(table, 1e-6)
         table[0] = 0.0
-        self.base_s = table.tolist()
+        self.base_s, self.batch_s = table.tolist(), base_s
 
 
 def make_black_box(batching: wire.Batching, rows_max: int) -> BlackBoxCurve:

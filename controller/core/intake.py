@@ -14,6 +14,7 @@ from controller.core.telemetry.totals import Counters
 from controller.core.versions.reasons import Reasons
 from mesh import wire
 from mesh.codes import ActionCode, AnswerStatus, ErrorCode, RequestOutcome
+from mesh.sizes import Extents
 
 REJECTED, DEADLINE, QUEUE_FULL = AnswerStatus.REJECTED, ErrorCode.DEADLINE, ErrorCode.QUEUE_FULL
 QUEUE_FULL_RETRY_S = 0.05  # what a client is told when too many requests wait
@@ -66,7 +67,7 @@ class Intake:
         request = Request(
             frontend, message.request, message.attempt, message.ref, message.rows,
             now - age_s, deadline_s, message.weight, tensors or (), message.frames > 0, message.client,
-            message.asked_id, message.call,
+            message.asked_id, message.call, extents=message.extents,
         )  # fmt: skip
         model = self.state.models.get(message.ref)
         if model is None or not model.ready:
@@ -81,7 +82,11 @@ class Intake:
         if message.rows > model.spec.batch_max:
             text = f"{message.rows} rows are more than the largest batch, {model.spec.batch_max}"
             return [requests.refuse(request, AnswerStatus.FAILED, ActionCode.BAD_BATCH, text, now)]
-        if tensors is not None and not model.fits(tensors, message.rows):
+        if model.open or message.extents:
+            refused = self._refuse_extents(model, request, now)
+            if refused is not None:
+                return [refused]
+        if tensors is not None and not model.fits(tensors, message.rows, message.extents):
             text = f"its inputs are not those of {message.rows} rows of {message.ref}"
             return [requests.refuse(request, AnswerStatus.FAILED, ActionCode.BAD_INPUT, text, now)]
         if self.isolation.watched:
@@ -99,6 +104,17 @@ class Intake:
             return [self._refuse_at_arrival(request, verdict, now)]
         requests.admit(model, request, now)
         return []
+
+    def _refuse_extents(self, model: Model, request: Request, now: float) -> Order | None:
+        """The refusal of a request of extents that the model does not take, or that do not fit into any memory."""
+        fault = model.extents_fault(request.extents)
+        if fault:
+            return self.requests.refuse(request, AnswerStatus.FAILED, ActionCode.BAD_INPUT, fault, now)
+        most = max(device.curves[model.ref].alone_max(request.extents) for device in model.ready.values())
+        if request.rows <= most:
+            return None
+        text = f"{request.rows} rows with {sizes_text(model.spec, request.extents)} do not fit; at most {most} do"
+        return self.requests.refuse(request, AnswerStatus.FAILED, ActionCode.BAD_BATCH, text, now)
 
     def submit_early(self, now: float) -> list[Order]:
         """Requests that waited for a worker are taken or refused, if their worker came or the time for it is over."""
@@ -128,8 +144,7 @@ class Intake:
 
     def _doubt(self, model: Model, request: Request, now: float) -> bool:
         """Whether some device's estimate, by which the request would be too late, was out of date and is lowered."""
-        ref, rows, deadline_s = model.ref, request.rows, request.deadline_s
-        return any([device.doubt(ref, rows, deadline_s, now) for device in model.ready.values()])
+        return any([device.doubt(request, now) for device in model.ready.values()])
 
     def _refuse_at_arrival(self, request: Request, verdict: Verdict, now: float) -> Order:
         assert verdict.code is not None
@@ -143,3 +158,8 @@ class Intake:
         return self.requests.refuse(
             request, REJECTED, verdict.code, text, now, predicted_s=request.predicted_s, retry_s=verdict.retry_after_s
         )
+
+
+def sizes_text(spec: wire.ModelSpec, extents: Extents) -> str:
+    """The extents as a person reads them: "h 480, w 640"."""
+    return ", ".join(f"{dim.name} {extent}" for dim, extent in zip(spec.dims, extents, strict=True))

@@ -1,14 +1,18 @@
 """One model version's waiting requests, in order of deadline. Pure."""
 
+import heapq
+import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mesh.codes import RequestOutcome
+from mesh.sizes import Extents
 
 Client = tuple[str, int]  # (frontend, its number of the client)
 COMPACT_AT = 256  # requests taken from the head before the lists are cut
+RANK_STEP = math.log(1.05)  # of shares, in log units: requests of one rank cost about the same
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +42,10 @@ class Request:
     waiting: bool = False  # in its model's queue
     answered: RequestOutcome | None = None  # what its client saw, where outputs came before their result did
     closed: bool = False  # answered, refused or cancelled: whoever still holds it must not plan it
+    extents: Extents = ()  # of its inputs, in the model's open dimensions; so below: set while it waits
+    share_s: float = 0.0  # EXEC time of its rows in the cheapest batches of such rows, at scale 1
+    rank: int = 0  # of the share of one row: a request of a lower rank is cheaper
+    latest_s: float = math.inf  # EXEC has to start by then to end in time if it is alone
 
     @property
     def asker(self) -> Client:
@@ -69,6 +77,7 @@ def _deadline(request: Request) -> float:
 class ModelQueue:
     """Waiting requests, earliest deadline first, ties in order of arrival.
 
+    Of requests with extents it also knows what they cost, and whose start is due first, which need not be the first.
     `deadlines[i]` belongs to `requests[i]`. Both start at `head`; what lies before it has been taken.
     """
 
@@ -78,6 +87,11 @@ class ModelQueue:
     rows: int = 0  # of all waiting requests
     many: int = 0  # waiting requests with more than one row
     weighted: int = 0  # waiting requests whose weight is not 1
+    share_s: float = 0.0  # of all waiting requests with extents; so below
+    ranks: dict[int, float] = field(default_factory=dict)  # {rank: sum of share_s}
+    _starts: list[tuple[float, int, Request]] = field(default_factory=list)  # heap of (latest_s, order, request), and
+    # of some that were taken
+    _order: int = 0  # of the last that was pushed there
 
     def __len__(self) -> int:
         return len(self.requests) - self.head
@@ -121,6 +135,10 @@ class ModelQueue:
         self.requests.clear()
         self.deadlines.clear()
         self.head = 0
+        if self._starts:
+            self._starts.clear()
+            self.ranks.clear()
+            self.share_s = 0.0
 
     def remove(self, request: Request) -> bool:
         """The request waits no longer. False if it did not."""
@@ -170,6 +188,51 @@ class ModelQueue:
             self.many += sign
         if request.weight != 1.0:
             self.weighted += sign
+        if request.extents:
+            self._count_cost(request, sign)
+
+    # -- requests with extents ----------------------------------------------------------------------------------------
+
+    def _count_cost(self, request: Request, sign: int) -> None:
+        share_s = sign * request.share_s
+        self.share_s = max(0.0, self.share_s + share_s)
+        self.ranks[request.rank] = max(0.0, self.ranks.get(request.rank, 0.0) + share_s)
+        if sign > 0:
+            self._note_start(request)
+
+    def _note_start(self, request: Request) -> None:
+        if len(self._starts) > 2 * len(self) + COMPACT_AT:
+            self._starts = [entry for entry in self._starts if _is_current(entry)]
+            heapq.heapify(self._starts)
+        self._order += 1
+        heapq.heappush(self._starts, (request.latest_s, self._order, request))
+
+    def share_up_to(self, rank: int) -> float:
+        """Sum of the shares of the waiting requests whose rank is at most this."""
+        return sum(share_s for known, share_s in self.ranks.items() if known <= rank)
+
+    def first_start_s(self) -> float:
+        """The earliest `latest_s` of waiting requests with extents; infinity if there are none."""
+        starts = self._starts
+        while starts and not _is_current(starts[0]):
+            heapq.heappop(starts)
+        return starts[0][0] if starts else math.inf
+
+    def starts_before(self, at_s: float) -> list[Request]:
+        """Waiting requests that had to start before; each has to be taken now, or told its new `latest_s` by `starts`.
+
+        The one that has to start first comes first.
+        """
+        found: dict[int, Request] = {}
+        while self.first_start_s() < at_s:
+            request = heapq.heappop(self._starts)[2]
+            found[id(request)] = request  # it may be there twice, if it was taken and came back
+        return list(found.values())
+
+    def starts(self, request: Request, latest_s: float) -> None:
+        """The request, which waits, has to start by then."""
+        request.latest_s = latest_s
+        self._note_start(request)
 
     def check(self) -> None:
         """Every invariant holds."""
@@ -181,4 +244,21 @@ class ModelQueue:
         assert self.many == sum(request.rows > 1 for request in waiting)
         assert self.weighted == sum(request.weight != 1.0 for request in waiting)
         assert not any(request.closed for request in waiting)
+        self._check_costs([request for request in waiting if request.extents])
         assert all(request.waiting for request in waiting)
+
+    def _check_costs(self, waiting: list[Request]) -> None:
+        total_s = sum(request.share_s for request in waiting)
+        assert abs(self.share_s - total_s) <= 1e-9 + 1e-6 * total_s
+        assert abs(sum(self.ranks.values()) - total_s) <= 1e-9 + 1e-6 * total_s
+        assert {id(request) for request in waiting} <= {id(entry[2]) for entry in self._starts if _is_current(entry)}
+
+
+def _is_current(entry: tuple[float, int, Request]) -> bool:
+    """Whether the entry is of a request that waits, and says by when it has to start."""
+    return entry[2].waiting and entry[0] == entry[2].latest_s
+
+
+def rank_of(share_s: float) -> int:
+    """The rank of a row with this share."""
+    return math.floor(math.log(max(share_s, 1e-9)) / RANK_STEP)

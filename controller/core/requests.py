@@ -230,19 +230,34 @@ class OpenRequests:
         first = math.inf
         for model in list(self.state.active.values()):
             ready = bool(model.ready)
+            if model.open and ready:
+                first = min(first, self._expire_open(model, orders, now))
+                continue
             count = self.policy.expired(model, now) if ready else model.queue.before(now + UNREADY_S)
             for request in self.state.take_first(model, count) if count else ():
-                if request.group is not None:
-                    orders.append(self.untried(request, now))
-                    continue
-                reason = self.reasons.too_late(model.ref, ready=ready)
-                retry_s = self._retry_s(model, now)
-                orders.append(self.refuse(request, REJECTED, reason.code, reason.message, now, retry_s=retry_s))
+                orders.append(self._too_late(model, request, now, ready=ready))
             if len(model.queue):
                 head = model.queue.first()
                 kept = ready and head.deadline_s <= now  # the policy lets it wait though it is late
                 first = min(first, now + KEPT_LOOK_S if kept else self._hopeless_s(model, head))
         self._first_hopeless_s = first
+
+    def _expire_open(self, model: Model, orders: list[Order], now: float) -> float:
+        """Those of a model with open dimensions are not the first of its queue. Returns when to look again."""
+        late = self.policy.hopeless(model, now)
+        if late:
+            self.state.take(model, late)
+            orders.extend(self._too_late(model, request, now, ready=True) for request in late)
+        start_s = model.queue.first_start_s()
+        return start_s if start_s > now else now + KEPT_LOOK_S  # the policy lets some wait though they are late
+
+    def _too_late(self, model: Model, request: Request, now: float, *, ready: bool) -> Order:
+        """The refusal of a request that waits no longer, because it would be late."""
+        if request.group is not None:
+            return self.untried(request, now)
+        reason = self.reasons.too_late(model.ref, ready=ready)
+        retry_s = self._retry_s(model, now)
+        return self.refuse(request, REJECTED, reason.code, reason.message, now, retry_s=retry_s)
 
     def expire_at(self) -> float:
         """When `expire` next has work, if requests wait."""
@@ -250,7 +265,9 @@ class OpenRequests:
 
     def _hopeless_s(self, model: Model, request: Request) -> float:
         """From when on the request is hopeless, if its devices are free by then; it is earlier if they are not."""
-        device = next(iter(model.hosts.values()), None) or next(iter(model.ready.values()), None)
+        if model.open and model.ready:
+            return request.latest_s
+        device = model.first_device
         return request.deadline_s - (device.curves[model.ref].exec_s(1) if device is not None else UNREADY_S)
 
     def _retry_s(self, model: Model, now: float) -> float:

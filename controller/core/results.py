@@ -14,9 +14,10 @@ from controller.core.state import ShardState
 from controller.core.telemetry.totals import Counters, Telemetry
 from controller.core.versions.readiness import Readiness
 from mesh import wire
-from mesh.codes import ActionCode, ActionKind
+from mesh.codes import ActionCode, ActionKind, AnswerStatus
 
 OK, CONTAINER_DIED, DEVICE_LOST = ActionCode.OK, ActionCode.CONTAINER_DIED, ActionCode.DEVICE_LOST
+NO_MEMORY = ActionCode.NO_MEMORY
 INFER, LOAD = ActionKind.INFER, ActionKind.LOAD
 
 
@@ -108,6 +109,8 @@ class Results:
             self.requests.served(action, device, result, end_s, now)
             if self.isolation.watched:
                 self.isolation.served(device, action, now)
+        elif result.code == NO_MEMORY and action.extents:
+            self._did_not_fit(device, action, result, orders, now)
         elif result.code in INFER_FINAL:
             self.isolation.failed(device, action, result, orders, now)
         elif ran:
@@ -115,6 +118,18 @@ class Results:
             self.isolation.died(action, result.code, result.message, orders, now)
         else:
             self.requests.retry(action, result.code, result.message, orders, now)
+
+    def _did_not_fit(
+        self, device: RemoteDevice, action: Action, result: wire.ActionResult, orders: list[Order], now: float
+    ) -> None:
+        """The batch was too large, which is no client's fault: its requests go in smaller ones, unless it was one."""
+        device.did_not_fit(action)
+        if len(action.requests) > 1:
+            self.requests.retry(action, result.code, result.message, orders, now)
+            return
+        (request,) = action.requests
+        if not request.closed:
+            orders.append(self.requests.refuse(request, AnswerStatus.FAILED, result.code, result.message, now))
 
     def _loaded(
         self, device: RemoteDevice, action: Action, result: wire.ActionResult, orders: list[Order], now: float

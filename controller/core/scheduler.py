@@ -314,16 +314,17 @@ class Scheduler:
             self._send_batch(device, sound, now, orders)
 
     def _send_batch(self, device: RemoteDevice, batch: Batch, now: float, orders: list[Order]) -> None:
-        model = batch.model
+        model, curve = batch.model, device.curves[batch.model.ref]
         order = self._actions.infer(
             device,
             model.ref,
-            device.curves[model.ref].padded(batch.rows),
+            curve.padded(batch.rows, batch.extents),
             list(batch.requests),
             start_s=batch.start_s,
             expected_s=batch.expected_s,
             latest_s=device.latest_s(batch.start_s, batch.latest_s, len(model.hosts)),
             now=now,
+            extents=curve.shape(batch.extents) if batch.extents else (),
         )
         self.policy.bound(device, batch, now)
         self._reach_s = max(self._reach_s, device.busy_until_s - now)

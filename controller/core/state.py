@@ -7,10 +7,11 @@ from typing import Any
 
 from controller.core.devices.base import DISPATCH_S, NOISE, RemoteDevice
 from controller.core.devices.batch_delay import BatchDelay, new_delay
-from controller.core.queues import Group, ModelQueue, Request
+from controller.core.queues import Group, ModelQueue, Request, rank_of
 from controller.core.residency import Popularity
 from mesh import wire
-from mesh.tensors import byte_count
+from mesh.sizes import Extents
+from mesh.tensors import VARIABLE, byte_count
 
 
 @dataclass(slots=True, eq=False)
@@ -28,19 +29,62 @@ class Model:
     apart: list[Group] = field(default_factory=list)  # groups with requests that wait apart from the queue
     worked_s: float = -math.inf  # when a batch of it last ended well
     lost_idle_s: float = -math.inf  # when a worker that can serve it was last lost while it executed nothing
-    input_row_bytes: tuple[int, ...] = field(init=False)  # bytes of one row of each input
+    open: bool = field(init=False)  # it has open dimensions: its requests have extents, and its curves know them
+    input_row_bytes: tuple[int, ...] = field(init=False)  # bytes of one row of each input; with extents of 1 if open
+    _by_rows: bool = field(init=False)  # the bytes of all inputs follow from the rows alone
+    _measured: tuple[bool, ...] = field(init=False)  # of each input: its bytes follow from rows and extents
+    _along: tuple[tuple[int, ...], ...] = field(init=False)  # of each input: its open dimensions, by number
 
     def __post_init__(self) -> None:
-        self.input_row_bytes = tuple(byte_count(tensor.dtype, tensor.shape[1:]) for tensor in self.spec.inputs)
+        spec = self.spec
+        self.open = bool(spec.dims)
+        numbers = {dim.name: number for number, dim in enumerate(spec.dims)}
+        self._along = tuple(tuple(numbers[name] for name in tensor.dims if name) for tensor in spec.inputs)
+        self._measured = tuple(tensor.dtype not in VARIABLE for tensor in spec.inputs)
+        self._by_rows = not self.open and all(self._measured)
+        self.input_row_bytes = tuple(
+            byte_count(tensor.dtype, [abs(extent) for extent in tensor.shape[1:]]) if measured else 0
+            for tensor, measured in zip(spec.inputs, self._measured, strict=True)
+        )
 
-    def fits(self, tensors: Sequence[Any], rows: int) -> bool:
-        """Whether these are the inputs of so many rows: otherwise rows of a batch's requests would be mixed up."""
+    @property
+    def first_device(self) -> RemoteDevice | None:
+        """Its first host, or else the first device that is ready to serve it."""
+        return next(iter(self.hosts.values()), None) or next(iter(self.ready.values()), None)
+
+    def fits(self, tensors: Sequence[Any], rows: int, extents: Extents = ()) -> bool:
+        """Whether these are the inputs of so many rows: otherwise rows of a batch's requests would be mixed up.
+
+        How many bytes strings take is not known here: their worker reads where each ends.
+        """
         sizes = self.input_row_bytes
+        if not self._by_rows:
+            return self._fits_open(tensors, rows, extents)
         if len(tensors) == 1 == len(sizes):  # nearly all models have one
             return len(tensors[0]) == sizes[0] * rows
         if len(tensors) != len(sizes):
             return False
         return all(len(tensor) == size * rows for tensor, size in zip(tensors, sizes, strict=True))
+
+    def _fits_open(self, tensors: Sequence[Any], rows: int, extents: Extents) -> bool:
+        if len(tensors) != len(self.input_row_bytes):
+            return False
+        for tensor, size, measured, along in zip(
+            tensors, self.input_row_bytes, self._measured, self._along, strict=True
+        ):
+            if measured and len(tensor) != size * rows * math.prod(extents[number] for number in along):
+                return False
+        return True
+
+    def extents_fault(self, extents: Extents) -> str:
+        """Why no request can have these extents, in a sentence; empty if one can."""
+        dims = self.spec.dims
+        if len(extents) != len(dims):
+            return f"{len(dims)} open dimensions have an extent each; the request has {len(extents)}"
+        for dim, extent in zip(dims, extents, strict=True):
+            if not dim.least <= extent <= dim.most:
+                return f"{dim.name} is {extent}; it is from {dim.least} to {dim.most}"
+        return ""
 
     def batch_delay(self, wait_s: float, now: float) -> BatchDelay:
         """How long its batches wait for more requests, where they may wait for `wait_s`."""
@@ -68,6 +112,8 @@ class ShardState:
 
     def push(self, model: Model, request: Request) -> None:
         """The request waits."""
+        if model.open:
+            self._size(model, request)
         model.queue.push(request)
         self.waiting += 1
         self.recount(model)
@@ -101,13 +147,25 @@ class ShardState:
             self.recount(model)
         return removed
 
+    def _size(self, model: Model, request: Request) -> None:
+        """What the request costs is known, on the model's first host, or else on its first ready device."""
+        device = model.first_device
+        if device is None:
+            request.share_s, request.rank, request.latest_s = 0.0, 0, request.deadline_s
+            return
+        curve = device.curves[model.ref]
+        share_s = curve.share(request.extents)
+        request.share_s = share_s * request.rows / curve.scale
+        request.rank = rank_of(share_s)
+        request.latest_s = request.deadline_s - curve.alone_s(request.rows, request.extents)
+
     # -- requests that wait apart -------------------------------------------------------------------------------------
 
     def set_apart(self, model: Model, group: Group, request: Request) -> None:
         """The request, which waited nowhere, waits in the group."""
         group.add(request)
         self.waiting_apart += 1
-        self.apart_hopeless_s = min(self.apart_hopeless_s, request.deadline_s - self.cost_s(model, 1))
+        self.apart_hopeless_s = min(self.apart_hopeless_s, request.deadline_s - self.alone_s(model, request))
         if group not in model.apart:
             model.apart.append(group)
             self._mark_apart(model)
@@ -146,7 +204,7 @@ class ShardState:
 
     def recount(self, model: Model) -> None:
         """Backlogs follow a change of the model's queue."""
-        cost_s = self.cost_s(model, model.queue.rows)
+        cost_s = self._open_cost_s(model) if model.open else self.cost_s(model, model.queue.rows)
         self._share(model, cost_s - model.cost_s)
         model.cost_s = cost_s
         self._mark(model)
@@ -155,10 +213,22 @@ class ShardState:
         """EXEC time of so many rows in the largest batches, on its first host, or else on its first ready device."""
         if not rows:
             return 0.0
-        device = next(iter(model.hosts.values()), None) or next(iter(model.ready.values()), None)
+        device = model.first_device
         if device is None:
             return 0.0
         return device.curves[model.ref].total_s(rows)
+
+    def _open_cost_s(self, model: Model) -> float:
+        """EXEC time of all that waits: of each request its share of a batch of its like."""
+        device = model.first_device
+        return model.queue.share_s * device.curves[model.ref].scale if device is not None else 0.0
+
+    def alone_s(self, model: Model, request: Request) -> float:
+        """EXEC time of the request alone, on the model's first host, or else on its first ready device."""
+        device = model.first_device
+        if not model.open or device is None:
+            return self.cost_s(model, 1)
+        return device.curves[model.ref].alone_s(request.rows, request.extents)
 
     def is_asked(self, ref: str) -> bool:
         """Whether requests wait for the version, in its queue or apart."""

@@ -61,6 +61,10 @@ METRICS: dict[str, tuple[str, str]] = {  # {name: (kind, help)}, in order; docs/
     "gearmesh_unloads_total": ("counter", "UNLOADs sent to make room."),
     "gearmesh_actions_failed_total": ("counter", "Actions that came to nothing, by code."),
     "gearmesh_model_requests_total": ("counter", "A model's requests that ended at a controller, by outcome."),
+    "gearmesh_elements_total": (
+        "counter",
+        "Rows x extents of a model with open dimensions, in executed batches: asked, and computed with all padding.",
+    ),
     "gearmesh_queue_seconds": ("histogram", "From arrival of a request until the INFER that served it was sent."),
     "gearmesh_exec_seconds": ("histogram", "EXEC of a batch, as the device measured it."),
     "gearmesh_slack_seconds": ("histogram", "From the end of a request's EXEC to its deadline; 0 for late ones."),
@@ -313,6 +317,9 @@ class MeshCollector(Collector):
                 "refused": record.refused,
             }
             self._each("gearmesh_model_requests_total", labels, "outcome", counts)
+            if record.elements_computed:
+                elements = {"asked": record.elements, "computed": record.elements_computed}
+                self._each("gearmesh_elements_total", labels, "of", elements)
             for name in ("queue_s", "exec_s", "slack_s"):
                 told: Distribution | None = getattr(record, name)
                 if told is not None:

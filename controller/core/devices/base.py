@@ -18,7 +18,7 @@ from controller.core.devices.batch_delay import BatchDelay
 from controller.core.estimation.estimates import Curve, LoadEstimate, Margin, Pace, Term
 from controller.core.estimation.forecast import LaneForecast
 from controller.core.failures import DOUBLINGS_MAX
-from controller.core.queues import ModelQueue
+from controller.core.queues import ModelQueue, Request
 from controller.core.residency import Residency
 from mesh import wire
 from mesh.codes import ActionCode, ActionKind
@@ -103,6 +103,10 @@ class RemoteDevice(ABC):
         """Whether the report has all that is needed to plan with the version, besides its spec."""
 
     @abstractmethod
+    def fault_of(self, report: wire.Prepared) -> str:
+        """Why the version cannot be planned with, whatever is measured yet, in a sentence; empty if it can."""
+
+    @abstractmethod
     def add(self, report: wire.Prepared, spec: wire.ModelSpec, others: Iterable["RemoteDevice"]) -> None:
         """The version is ready here: `curves` and `loads` know it. `others`: the devices where it is ready already."""
 
@@ -129,8 +133,8 @@ class RemoteDevice(ABC):
         """The end of a batch's window: it is planned to start at `start_s` and of use if it starts by `latest_s`."""
 
     @abstractmethod
-    def doubt(self, ref: str, rows: int, deadline_s: float, now: float) -> bool:
-        """The estimate by which so many rows would miss this deadline is lowered, if it may be out of date.
+    def doubt(self, request: Request, now: float) -> bool:
+        """The estimate by which the request would miss its deadline is lowered, if it may be out of date.
 
         Returns whether it was. Otherwise an estimate that is too long would stand for ever: nobody is let in to show
         that it is.
@@ -293,7 +297,7 @@ class RemoteDevice(ABC):
         curve = self.curves.get(action.ref)
         if curve is not None:
             self.pace.seen(result.clock_mhz)
-            error = curve.learn(action.batch, duration_s)
+            error = curve.learn(action.batch, duration_s, action.extents)
             curve.learned_s = now
             self.worked[action.ref] = now
             self.noise.learn(max(0.0, error))
@@ -301,6 +305,12 @@ class RemoteDevice(ABC):
             planned_s = action.expected_end_s - action.expected_s - action.sent_s
             if planned_s <= self.dispatch.value_s * DISPATCH_KNOWN:  # nothing but the way was planned to delay it
                 self.dispatch.learn(max(0.0, result.begin_s - self.offset_s - action.sent_s))
+
+    def did_not_fit(self, action: Action) -> None:
+        """A client's batch did not fit in the device's memory: the next ones are smaller, if that can be known."""
+        curve = self.curves.get(action.ref)
+        if curve is not None:
+            curve.does_not_fit(action.batch, action.extents)
 
     def load_ended(self, action: Action, end_s: float) -> None:
         """A LOAD has ended, well or not."""

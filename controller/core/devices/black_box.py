@@ -12,6 +12,8 @@ from controller.core.batching import BlackBoxCurve, make_black_box
 from controller.core.devices.action import OVERDUE_FACTOR, Action
 from controller.core.devices.base import RemoteDevice, Served
 from controller.core.estimation.estimates import LoadEstimate
+from controller.core.queues import Request
+from controller.core.sized_batching import make_sized_black_box
 from mesh import wire
 from mesh.codes import ActionKind
 
@@ -50,11 +52,19 @@ class BlackBox(RemoteDevice):
         """It is never measured, but it has to say how its batches are sized."""
         return report.batching is not None
 
+    def fault_of(self, report: wire.Prepared) -> str:
+        """Nothing need be known of it."""
+        return ""
+
     def add(self, report: wire.Prepared, spec: wire.ModelSpec, others: Iterable[RemoteDevice]) -> None:
         """The version starts from what this container, or another one of the same code, has shown before."""
         assert report.batching is not None
         ref = report.ref
-        curve = make_black_box(report.batching, spec.batch_max)
+        curve: BlackBoxCurve
+        if spec.dims:
+            curve = make_sized_black_box(report.batching, spec)
+        else:
+            curve = make_black_box(report.batching, spec.batch_max)
         replicas = (other.curve for other in others if isinstance(other, BlackBox))
         known = self._stopped or next((known for known in replicas if known is not None), None)
         if known is not None:
@@ -91,8 +101,9 @@ class BlackBox(RemoteDevice):
         """Whether the batch should wait for more requests, which must leave time for two full batches."""
         queue, first = served.queue, served.queue.first()
         delay = served.batch_delay(curve.wait_s, now)
-        until_s = delay.until(queue.rows, curve.batch_max, first.arrived_s, now)
-        if until_s is None or until_s + 2 * curve.exec_s(curve.batch_max) > first.deadline_s:
+        full = curve.joint_max(first.extents)
+        until_s = delay.until(queue.rows, full, first.arrived_s, now)
+        if until_s is None or until_s + 2 * curve.exec_s(full, first.extents) > first.deadline_s:
             return False
         self.held_until_s = until_s
         return True
@@ -112,7 +123,7 @@ class BlackBox(RemoteDevice):
         """While there is time for another replica to take the batch, if there is one."""
         return start_s + max(0.0, latest_s - start_s) / 2 if hosts > 1 else latest_s
 
-    def doubt(self, ref: str, rows: int, deadline_s: float, now: float) -> bool:
+    def doubt(self, request: Request, now: float) -> bool:
         """After a while of idleness all that was learned of durations is forgotten."""
         curve = self.curve
         if curve is None or len(self.exec) or now - curve.learned_s <= SILENCE_S:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from mesh import wire
+from mesh.sizes import Extents
 
 QUANTILE = 0.75  # estimates are a little longer than the median: being late costs more than being early
 STEP = 0.02  # of a settled term, in log units: 2 %
@@ -77,7 +78,10 @@ class Pace:
 
 @dataclass(slots=True)
 class Curve:
-    """EXEC of one version on one device, by rows."""
+    """EXEC of one version on one device, by rows. `SizedCurve` is that of a version with open dimensions.
+
+    Extents are those of the inputs, where the version has open dimensions: otherwise they are () and not looked at.
+    """
 
     sizes: list[int]  # profiled, ascending
     anchors_s: list[float]  # their durations in the profile
@@ -93,6 +97,12 @@ class Curve:
     _built: list[float] = field(default_factory=list)  # the terms that base_s was made with
     _scale: float = 1.0
     _scale_of: float = 0.0  # the sum of terms of which _scale was made
+    bounds: tuple[tuple[int, ...], ...] = ()  # with open dimensions: greatest extent of each class, by dimension; a
+    # place is a combination of classes, the last dimension's fastest
+    tables: list[list[float]] = field(default_factory=list)  # with open dimensions: as base_s, by place; a new list if
+    # anything in it, or in the two below, has changed
+    shares: list[float] = field(default_factory=list)  # likewise: seconds of one row in the cheapest batch
+    limits: list[int] = field(default_factory=list)  # likewise: rows of the largest joint batch
     rows_max: int = 0  # rows that one request may have; more than batch_max where that limits joint batches only
     learned_s: float = 0.0  # when a batch last showed how long it takes
     _doubt: float = 0.0  # log units taken off until the next batch ends
@@ -101,7 +111,7 @@ class Curve:
     def __post_init__(self) -> None:
         self.rows_max = self.rows_max or self.batch_max
         self.terms = [Term() for _ in self.sizes]
-        self._nearest = _nearest_anchors(tuple(self.sizes), self.batch_max)
+        self._nearest = nearest_anchors(tuple(self.sizes), self.batch_max)
         self._build()
 
     @property
@@ -113,9 +123,17 @@ class Curve:
             self._scale = math.exp(total)
         return self._scale
 
-    def exec_s(self, rows: int) -> float:
+    def exec_s(self, rows: int, extents: Extents = ()) -> float:
         """Expected duration of a batch of so many rows."""
         return self.base_s[rows] * self.scale
+
+    def least_s(self) -> float:
+        """Expected duration of one row, of the least extents that there may be."""
+        return self.exec_s(1)
+
+    def alone_s(self, rows: int, extents: Extents = ()) -> float:
+        """Expected duration of one request's rows; of as many as can be executed, if they are more."""
+        return self.base_s[rows if rows < self.rows_max else self.rows_max] * self.scale
 
     def total_s(self, rows: int) -> float:
         """Expected duration of so many rows, in batches of the largest size and one of the rest."""
@@ -127,42 +145,69 @@ class Curve:
         limit = bisect_right(self.base_s, budget_s / self.scale, 1, min(rows_max, self.batch_max) + 1)
         return limit - 1
 
-    def padded(self, rows: int) -> int:
+    def padded(self, rows: int, extents: Extents = ()) -> int:
         """The batch that is executed for so many rows."""
         return self._padded[rows]
 
-    def doubt(self, rows: int, wanted_s: float, now: float) -> bool:
+    def shape(self, extents: Extents) -> Extents:
+        """The extents that are executed for inputs of these."""
+        return extents
+
+    def place(self, extents: Extents) -> int:
+        """The class of these extents, by which `tables`, `shares` and `limits` are ordered."""
+        return 0
+
+    def share(self, extents: Extents) -> float:
+        """Expected seconds of one row in the cheapest batch of rows like it."""
+        return self.exec_s(self.batch_max) / self.batch_max
+
+    def alone_max(self, extents: Extents) -> int:
+        """Rows that one request may have."""
+        return self.rows_max
+
+    def joint_max(self, extents: Extents) -> int:
+        """Rows that a batch of several requests may have."""
+        return self.batch_max
+
+    def does_not_fit(self, rows: int, extents: Extents) -> None:
+        """A batch of so many rows did not fit in memory. Of a version with open dimensions only half is tried again."""
+
+    def doubt(self, rows: int, wanted_s: float, now: float, extents: Extents = ()) -> bool:
         """After a silence the estimate is lowered so that a batch of so many rows fits `wanted_s`. Whether it was.
 
         Otherwise an estimate that is too long would stand for ever: nobody is let in to show that it is. The doubt
         holds until a batch ends. After a doubt that was wrong, the silence before the next one has to be longer.
         """
         self.learned_s = self.learned_s or now  # the first time the profile is still news
-        expected_s = self.exec_s(rows)
+        expected_s = self.exec_s(rows, extents)
         if now - self.learned_s < self._patience_s or not DOUBT_SHARE_MIN * expected_s <= wanted_s < expected_s:
             return False
         self.learned_s = now
         self._doubt = math.log(expected_s / wanted_s) + 1e-3
         return True
 
-    def learn(self, batch: int, duration_s: float) -> float:
+    def learn(self, batch: int, duration_s: float, extents: Extents = ()) -> float:
         """A batch took so long. Returns the error, log(actual / estimated), that it showed."""
         doubted, self._doubt = self._doubt, 0.0
-        error = math.log(max(duration_s, 1e-9) / self.exec_s(batch))
+        error = math.log(max(duration_s, 1e-9) / self.exec_s(batch, extents))
         if doubted:
             right = error <= -doubted
             self._patience_s = SILENCE_S if right else min(DOUBT_S_MAX, 2 * self._patience_s)
             if right:
                 self.model.value += error
                 return error
+        self.device.learn(error, 0.2)
+        self._correct(error, batch, extents)
+        return error
+
+    def _correct(self, error: float, batch: int, extents: Extents) -> None:
+        """The terms of the version follow the error that a batch showed."""
+        self.model.learn(error, 0.4)
         nearest = self._nearest[batch]
         term = self.terms[nearest]
-        self.device.learn(error, 0.2)
-        self.model.learn(error, 0.4)
         term.learn(error, 0.4)
         if abs(term.value - self._built[nearest]) > REBUILD_AT:
             self._build()
-        return error
 
     def _build(self) -> None:
         """Makes `base_s` anew from the anchors and their terms."""
@@ -196,7 +241,7 @@ class Curve:
 
 
 @lru_cache(maxsize=256)
-def _nearest_anchors(sizes: tuple[int, ...], batch_max: int) -> tuple[int, ...]:
+def nearest_anchors(sizes: tuple[int, ...], batch_max: int) -> tuple[int, ...]:
     """By rows: the index of the anchor that learns from such a batch. Copies of an architecture share the result."""
     near = [min(range(len(sizes)), key=lambda i: abs(math.log(sizes[i] / r))) for r in range(1, batch_max + 1)]
     return (0, *near)

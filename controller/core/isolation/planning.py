@@ -16,9 +16,11 @@ from controller.core.isolation.isolation import Isolation
 from controller.core.isolation.suspects import Watch
 from controller.core.orders import Order
 from controller.core.policies.base import Batch
+from controller.core.policies.by_extents import Together, extents_of
 from controller.core.queues import Group, Request
 from controller.core.requests import OpenRequests
 from controller.core.state import Model, ShardState
+from mesh.sizes import holds
 
 LOOK_EVERY_S = 0.0005  # between two looks for requests that have waited apart for too long
 
@@ -53,28 +55,37 @@ class ApartPlanning:
             elif group is not None:
                 self.state.set_apart(model, group, request)
         sound = [request for request in batch.requests if groups[id(request)] is None]
-        room = batch.rows - sum(request.rows for request in sound)
-        sound += self._others(model, watch, batch.requests[0].deadline_s, room, {id(request) for request in sound}, now)
+        sound += self._others(model, watch, batch, sound, now)
         if not sound:
             return None
         rows = sum(request.rows for request in sound)
-        return replace(batch, requests=sound, rows=rows, expected_s=device.curves[model.ref].exec_s(rows))
+        extents = extents_of(sound)
+        expected_s = device.curves[model.ref].exec_s(rows, extents)
+        return replace(batch, requests=sound, rows=rows, expected_s=expected_s, extents=extents)
 
-    def _others(
-        self, model: Model, watch: Watch, from_s: float, room: int, taken: set[int], now: float
-    ) -> list[Request]:
-        """Waiting requests that fill the room, from this deadline on; none that is to be executed apart."""
+    def _others(self, model: Model, watch: Watch, batch: Batch, sound: list[Request], now: float) -> list[Request]:
+        """Waiting requests that fill the batch beside the sound ones, from its first deadline on.
+
+        None is to be executed apart, and none makes the batch longer.
+        """
         others: list[Request] = []
-        queue = model.queue
+        queue, from_s = model.queue, batch.requests[0].deadline_s
+        taken = {id(request) for request in sound}
+        room = batch.rows - sum(request.rows for request in sound)
         for request in queue.requests[bisect_left(queue.deadlines, from_s, queue.head) :]:
             if room <= 0:
                 break
-            if id(request) in taken or request.rows > room:
+            if id(request) in taken or request.rows > room or not self._may_join(model, batch, request):
                 continue
             if self.isolation.place(watch, request, now) is None:
                 others.append(request)
                 room -= request.rows
         return others
+
+    def _may_join(self, model: Model, batch: Batch, request: Request) -> bool:
+        if model.spec.exact:
+            return request.extents == batch.extents
+        return holds(batch.extents, request.extents)
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
@@ -125,7 +136,8 @@ class ApartPlanning:
         while group.requests:
             request = group.requests[0]
             reason = self.isolation.refusal(request, now)
-            if reason is None and start_s + curve.exec_s(min(request.rows, curve.rows_max)) <= request.deadline_s:
+            alone_s = curve.alone_s(request.rows, request.extents)
+            if reason is None and start_s + alone_s <= request.deadline_s:
                 break
             self.state.take_apart(model, group, 1)
             orders.append(
@@ -133,23 +145,22 @@ class ApartPlanning:
             )
         if not group.requests:
             return ()
-        limit = curve.batch_max
+        limit = None
         if group.owner is not None:
             suspect = self.isolation.watched[model.ref].suspects.get(group.owner)
-            limit = min(limit, suspect.limit if suspect is not None else 1)
-        count = rows = 0
+            limit = suspect.limit if suspect is not None else 1
+        batch = Together(model, curve, limit, exec_s_max=group.requests[0].deadline_s - start_s)
         for request in group.requests[: 1 if group.trial else None]:
-            rows += request.rows
-            if count and (rows > limit or start_s + curve.exec_s(rows) > group.requests[0].deadline_s):
+            if not batch.add(request):
                 break
-            count += 1
-        return self.state.take_apart(model, group, count)
+        return self.state.take_apart(model, group, len(batch.requests))
 
     def _batch(self, device: RemoteDevice, model: Model, requests: Sequence[Request], now: float) -> Batch:
         rows = sum(request.rows for request in requests)
-        start_s, expected_s = device.start_s(model.ref, now), device.curves[model.ref].exec_s(rows)
+        extents = extents_of(requests)
+        start_s, expected_s = device.start_s(model.ref, now), device.curves[model.ref].exec_s(rows, extents)
         latest_s = max(start_s, requests[len(requests) // 2].deadline_s - expected_s)
-        return Batch(model, requests, (), rows, start_s, expected_s, latest_s)
+        return Batch(model, requests, (), rows, start_s, expected_s, latest_s, extents)
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -172,14 +183,17 @@ class ApartPlanning:
     def _expire(self, orders: list[Order], now: float) -> None:
         first_s = math.inf
         for model in list(self.state.apart.values()):
-            alone_s = self.state.cost_s(model, 1)
             for group in list(model.apart):
-                while group.requests and group.requests[0].deadline_s < now + alone_s:
+                while group.requests and self._latest_s(model, group.requests[0]) < now:
                     (request,) = self.state.take_apart(model, group, 1)
                     orders.append(self.requests.untried(request, now))
                 if group.requests:
-                    first_s = min(first_s, group.requests[0].deadline_s - alone_s)
+                    first_s = min(first_s, self._latest_s(model, group.requests[0]))
         self.state.apart_hopeless_s, self._look_s = first_s, now + LOOK_EVERY_S
+
+    def _latest_s(self, model: Model, request: Request) -> float:
+        """By when the request, which waits apart, has to start."""
+        return request.deadline_s - self.state.alone_s(model, request)
 
     def wake_at(self, now: float) -> float:
         """When somebody will have waited apart for too long, or a budget allows again what it does not now.

@@ -3,7 +3,8 @@
 A request is refused at arrival in three cases:
   * It could not be served in time even alone and first ("deadline").
   * The queue of its own model, in the largest batches and with every host at its service, takes too long ("overload").
-    Somebody in that queue is going to be lost, and the newest request loses least by hearing so at once.
+    Somebody in that queue is going to be lost, and the newest request loses least by hearing so at once. Of a model
+    with open dimensions only that part of the queue counts whose requests cost no more than it (`by_extents`).
   * The devices have more to do than fits before its deadline, and its model is priced out ("overload"): more than
     `loss_max` of the model's admitted requests were lost lately, because other models earn more per device-second. So
     much less of it is then admitted that about that share is lost, but at least PRICE_SHARE_MIN of what arrives.
@@ -18,6 +19,8 @@ from dataclasses import dataclass, field
 
 from controller.core.devices.base import RemoteDevice
 from controller.core.policies.base import Verdict
+from controller.core.policies.by_extents import admission_ends
+from controller.core.policies.starts import start_of
 from controller.core.queues import Request
 from controller.core.residency import Popularity
 from controller.core.state import Model
@@ -83,8 +86,11 @@ class Admission:
                 continue
             curve = device.curves[model.ref]
             start_s = start_of(device, model, now)
-            alone_s = min(alone_s, start_s + curve.exec_s(min(request.rows, curve.rows_max)))
-            mine_s, others_s = self._ends(device, model, request, start_s, rate, hosts, now)
+            alone_s = min(alone_s, start_s + curve.alone_s(request.rows, request.extents))
+            if model.open:
+                mine_s, others_s = admission_ends(device, model, request, start_s, hosts)
+            else:
+                mine_s, others_s = self._ends(device, model, request, start_s, rate, hosts, now)
             own_s = min(own_s, mine_s)
             behind_s = min(behind_s, others_s)
         predicted_s = behind_s - now
@@ -131,8 +137,7 @@ class Admission:
     def _retry_s(self, model: Model, request: Request, end_s: float, now: float) -> float | None:
         """After how long the same budget would suffice if nothing else came; None if it never does."""
         idle_s = min(
-            device.curves[model.ref].exec_s(min(request.rows, device.curves[model.ref].rows_max))
-            + device.dispatch.value_s
+            device.curves[model.ref].alone_s(request.rows, request.extents) + device.dispatch.value_s
             for device in model.ready.values()
         )
         return end_s - request.deadline_s if idle_s <= request.deadline_s - request.arrived_s else None
@@ -142,11 +147,3 @@ def _nearest(model: Model) -> Iterator[RemoteDevice]:
     """The devices that can serve the model: its hosts first, then the others."""
     yield from model.hosts.values()
     yield from (device for worker, device in model.ready.items() if worker not in model.hosts)
-
-
-def start_of(device: RemoteDevice, model: Model, now: float) -> float:
-    """When EXEC of the model could start on the device, after a LOAD if it is not resident."""
-    if model.ref in device.residency.models:
-        return device.start_s(model.ref, now)
-    there_s = device.load.free_at(now) + device.loads[model.ref].load_s() + device.dispatch.value_s
-    return max(there_s, device.exec.free_at(now))

@@ -9,7 +9,8 @@ The look-ahead k grows with the share of requests that are lost. Near 0 the orde
 first), in overload it is by value.
 Source: Vepsalainen and Morton, "Priority rules for job shops with weighted tardiness costs" (1987), for the rule. For
 the look-ahead in SLOs, its adaptation, the heads that are passed over and the bonus of full batches:
-docs/design/policy.md, "The rule". Admission, placement, returning clients and fairness are modules beside this one.
+docs/design/policy.md, "The rule". Admission, placement, returning clients, fairness, and the batches of models with
+open dimensions are modules beside this one.
 """
 
 import math
@@ -17,14 +18,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from controller.core.devices.base import RemoteDevice
-from controller.core.policies.admission import PRICE_LOSS, Admission, start_of
+from controller.core.estimation.estimates import Curve
+from controller.core.policies.admission import PRICE_LOSS, Admission
 from controller.core.policies.base import Batch, Lead, LoadPlan, SchedulingPolicy, Verdict
+from controller.core.policies.by_extents import hopeless
 from controller.core.policies.fairness import Fairness
 from controller.core.policies.placement import Placement
 from controller.core.policies.returning_clients import ReturningClients
+from controller.core.policies.sized_plans import RESERVE, SizedPlan, SizedPlans
+from controller.core.policies.starts import start_of
 from controller.core.queues import Request
 from controller.core.state import Model, ShardState
 from mesh.codes import ActionKind, ErrorCode
+from mesh.sizes import Extents
 
 DEADLINE, INFER = ErrorCode.DEADLINE, ActionKind.INFER
 
@@ -48,6 +54,7 @@ class AtcParameters:
     depth: int = 2  # batches at a device: one running, the next bound as late as can be
     echo: bool = True  # wait for clients that are known to return, where that pays
     price_loss: float = PRICE_LOSS  # largest share of a model's admitted requests to be lost; beyond, fewer are let in
+    reserve: float = RESERVE  # of device time, in which requests of unequal extents are worth what they cost
 
 
 @dataclass(slots=True)
@@ -81,6 +88,7 @@ class Atc(SchedulingPolicy):
         self._admission = Admission(p.price_loss)
         self._fairness = Fairness()
         self._placement = Placement(state, self._fairness)
+        self._sized = SizedPlans(state, p.reserve)
         self._clients: dict[str, ReturningClients] = {}  # {ref: its clients}, models that completed a batch
         self._look_again_s = math.inf  # a device waits until then: for returns, or for a LOAD to be nearly done
         self._in_time = 0.0  # decayed count
@@ -110,6 +118,15 @@ class Atc(SchedulingPolicy):
                 return 0
         return queue.before(first_end_s) if first_end_s < math.inf else 0
 
+    def hopeless(self, model: Model, now: float) -> Sequence[Request]:
+        """Who is too late even if it ran next, alone, on the best of the model's devices."""
+        return hopeless(model, now)
+
+    def arrived(self, model: Model, request: Request, now: float) -> None:
+        """The request waits; what its client asks of a model with open dimensions bounds the batches."""
+        if model.spec.dims:
+            self._sized.arrived(model, request)
+
     def completed(self, device: RemoteDevice, model: Model, requests: Sequence[Request], now: float) -> None:
         """The returns to the batch are counted, if all of them would come to one device."""
         if len(model.hosts) == 1 and self.parameters.echo:
@@ -138,7 +155,7 @@ class Atc(SchedulingPolicy):
     def choose(self, device: RemoteDevice, now: float) -> Batch | None:
         """The model whose batch scores highest. Ties: the one that has waited in `device.waiting` longest."""
         free_s = max(device.exec.free_at(now), now + device.dispatch.value_s)
-        plan = self._starving(device, free_s, now)
+        plan: BatchPlan | SizedPlan | None = self._starving(device, free_s, now)
         if plan is None:
             best_score = 0.0
             lookahead = self._lookahead()
@@ -149,7 +166,11 @@ class Atc(SchedulingPolicy):
                 if start_s > horizon_s and now - device.busy_until_s < start_s - now:  # it is busy: more work may come
                     self._look_again_s = min(self._look_again_s, now + start_s - horizon_s)
                     continue
-                candidate = self._plan(device, model, start_s)
+                candidate: BatchPlan | SizedPlan | None
+                if model.spec.dims:
+                    candidate = self._sized.plan(device, model, start_s)
+                else:
+                    candidate = self._plan(device, model, start_s)
                 if candidate is None:
                     continue
                 score = self._score(candidate, device.curves[ref].batch_max, lookahead, free_s)
@@ -162,12 +183,15 @@ class Atc(SchedulingPolicy):
     def bound(self, device: RemoteDevice, batch: Batch, now: float) -> None:
         """The model has been served."""
         self._fairness.served(batch.model.ref, now)
+        if batch.model.spec.dims:
+            self._sized.bound(device, batch)
 
-    def _starving(self, device: RemoteDevice, free_s: float, now: float) -> BatchPlan | None:
+    def _starving(self, device: RemoteDevice, free_s: float, now: float) -> BatchPlan | SizedPlan | None:
         """A batch of the starving model whose patience ended first, if one can be in time."""
         self._fairness.accrue(now, len(self.state.devices))
         for ref in self._fairness.first(device.waiting, now):
-            plan = self._plan(device, self.state.models[ref], max(free_s, device.residency.models[ref].ready_s))
+            model, start_s = self.state.models[ref], max(free_s, device.residency.models[ref].ready_s)
+            plan = (self._sized.plan if model.spec.dims else self._plan)(device, model, start_s)
             if plan is not None:
                 self._fairness.spend(plan.expected_s)
                 return plan
@@ -229,17 +253,20 @@ class Atc(SchedulingPolicy):
             return None
         return _plan_of(model, count, rows, skip, start_s, base[rows] * scale)
 
-    def _score(self, plan: BatchPlan, batch_max: int, lookahead: float, free_s: float) -> float:
+    def _score(self, plan: BatchPlan | SizedPlan, batch_max: int, lookahead: float, free_s: float) -> float:
         """Value per second of device time from `free_s` on, times urgency."""
-        queue = plan.model.queue
-        head = queue.requests[queue.head + plan.skip]
+        if isinstance(plan, SizedPlan):
+            head, full, weight = plan.head, plan.full, plan.weight
+        else:
+            queue = plan.model.queue
+            head, full = queue.requests[queue.head + plan.skip], plan.rows >= batch_max
+            weight = queue.weight_of(plan.count, plan.skip) * plan.rows / plan.count
         slack_s = head.deadline_s - plan.start_s - plan.expected_s
         urgency = 1.0
         if slack_s > 0:
             urgency = math.exp(max(EXPONENT_MIN, -slack_s / (lookahead * (head.deadline_s - head.arrived_s))))
-        if plan.rows >= batch_max:
+        if full:
             urgency = max(urgency, self.parameters.full_bonus)
-        weight = queue.weight_of(plan.count, plan.skip) * plan.rows / plan.count
         return weight / (plan.start_s + plan.expected_s - free_s) * urgency
 
     def _lookahead(self) -> float:
@@ -251,7 +278,7 @@ class Atc(SchedulingPolicy):
 
     # -- returning clients --------------------------------------------------------------------------------------------
 
-    def _waits_for_clients(self, device: RemoteDevice, plan: BatchPlan, now: float) -> bool:
+    def _waits_for_clients(self, device: RemoteDevice, plan: BatchPlan | SizedPlan, now: float) -> bool:
         """Whether the batch should wait for clients that return. Only a model that is alone on the device waits."""
         model, queue = plan.model, plan.model.queue
         clients = self._clients.get(model.ref)
@@ -270,17 +297,18 @@ class Atc(SchedulingPolicy):
             starts_s = device.exec.free_at(now) + return_s
         curve = device.curves[model.ref]
         count = int(coming + 0.5)
-        together = min(curve.batch_max, plan.rows + count)
+        extents = plan.extents if isinstance(plan, SizedPlan) else ()  # those who return are taken to be as long
+        together = min(curve.joint_max(extents), plan.rows + count)
         if together <= plan.rows:
             return False
         head_s = queue.first().deadline_s
         slo_s = head_s - queue.first().arrived_s
         starts_s += device.dispatch.value_s
-        if starts_s + curve.exec_s(together) > head_s - RETURN_ROOM * slo_s:
+        if starts_s + curve.exec_s(together, extents) > head_s - RETURN_ROOM * slo_s:
             return False
         idle_s = starts_s - max(now, device.exec.free_at(now))
-        apart_s = curve.total_s(plan.rows) + curve.total_s(count)
-        if apart_s <= APART_GAIN * (idle_s + curve.total_s(plan.rows + count)):
+        apart_s = _total_s(curve, plan.rows, extents) + _total_s(curve, count, extents)
+        if apart_s <= APART_GAIN * (idle_s + _total_s(curve, plan.rows + count, extents)):
             return False
         if not running:
             self._look_again_s = min(self._look_again_s, starts_s)
@@ -303,3 +331,12 @@ def _plan_of(model: Model, count: int, rows: int, skip: int, start_s: float, exp
     queue = model.queue
     middle_s = queue.deadlines[queue.head + skip + count // 2]
     return BatchPlan(model, count, rows, skip, start_s, expected_s, max(middle_s - expected_s, start_s))
+
+
+def _total_s(curve: Curve, rows: int, extents: Extents) -> float:
+    """Expected duration of so many rows of these extents, in batches of the largest size and one of the rest."""
+    if not extents:
+        return curve.total_s(rows)
+    full, rest = divmod(rows, curve.joint_max(extents))
+    total_s = full * curve.exec_s(curve.joint_max(extents), extents) if full else 0.0
+    return total_s + (curve.exec_s(rest, extents) if rest else 0.0)

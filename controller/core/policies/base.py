@@ -8,6 +8,7 @@ from controller.core.devices.base import RemoteDevice
 from controller.core.queues import Request
 from controller.core.state import Model
 from mesh.codes import ErrorCode
+from mesh.sizes import Extents
 
 # Source of both: docs/design/policy.md, "Lead, depth and dispatch"
 LEAD_FACTOR = 3.0  # x the way to the worker: the way there, the last result's way back, and some room
@@ -50,6 +51,7 @@ class Batch:
     start_s: float  # planned start of EXEC
     expected_s: float  # duration of EXEC
     latest_s: float  # last start that is of use
+    extents: Extents = ()  # the greatest among its requests, of a model with open dimensions
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,11 @@ class SchedulingPolicy(Protocol):
     def expired(self, model: Model, now: float) -> int:
         """How many of the first requests of the queue cannot be served in time any more."""
         ...
+
+    def hopeless(self, model: Model, now: float) -> Sequence[Request]:
+        """Which waiting requests of a model with open dimensions cannot be served in time any more."""
+        queue = model.queue
+        return queue.requests[queue.head : queue.head + self.expired(model, now)]
 
     def choose(self, device: RemoteDevice, now: float) -> Batch | None:
         """The device's next batch. Its `lead` allows for one."""

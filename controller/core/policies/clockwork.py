@@ -5,18 +5,22 @@ describes it under "Clockwork's policy". Its two LOAD bugs are repaired: demand 
 code compared a pointer), and LOAD demand ends with the request (the code stored 0). A model with work in flight is not
 evicted, which the code does.
 
-Nobody is refused at arrival. A request that is in no action by its internal deadline is refused then.
+Nobody is refused at arrival. A request that is in no action by its internal deadline is refused then. A batch is padded
+to its longest request.
 """
 
 import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from controller.core.devices.base import RemoteDevice
 from controller.core.policies.base import Batch, Lead, LoadPlan, SchedulingPolicy, Verdict
+from controller.core.policies.by_extents import Together, extents_of
 from controller.core.queues import Request
 from controller.core.state import Model, ShardState
+from mesh.sizes import Extents
 
 BUFFER_S = 0.005  # taken off every SLO for the way back
 FUTURE_S = 0.001  # least delay from controller to worker
@@ -62,12 +66,12 @@ class Clockwork(SchedulingPolicy):
     def admit(self, model: Model, request: Request, now: float) -> Verdict:
         """Everybody is let in."""
         device = next(iter(model.hosts.values()), None) or next(iter(model.ready.values()))
-        return Verdict(True, device.exec.free_at(now) + device.curves[model.ref].exec_s(1) - now)
+        return Verdict(True, device.exec.free_at(now) + device.curves[model.ref].exec_s(1, request.extents) - now)
 
     def arrived(self, model: Model, request: Request, now: float) -> None:
         """The request is in the queue of every batch size, and its demand counts."""
         instance = self._instances.setdefault(model.ref, Instance())
-        for size in self._sizes(model):
+        for size in self._sizes(model, request):
             instance.queues.setdefault(size, deque()).append(request)
         if id(request) not in self._demands:
             demand = self._demand(model, request)
@@ -114,7 +118,7 @@ class Clockwork(SchedulingPolicy):
     def _demand(self, model: Model, request: Request) -> tuple[float, float]:
         """(execution, LOAD) demand of one request: the time of a batch of one, scaled to the time there is for it."""
         device = next(iter(model.ready.values()))
-        alone_s = device.curves[model.ref].exec_s(1)
+        alone_s = device.curves[model.ref].exec_s(1, request.extents)
         slo_s = request.deadline_s - request.arrived_s
         floor_s = self._ahead_s + BUFFER_S
         start_s = slo_s - (device.loads[model.ref].load_s() + alone_s + BUFFER_S + self._ahead_s)
@@ -122,15 +126,16 @@ class Clockwork(SchedulingPolicy):
         exec_s = self._deadline_s(request) - request.arrived_s
         return alone_s * self._capacity_s / exec_s, alone_s * self._capacity_s / weights_s
 
-    def _sizes(self, model: Model) -> Iterator[int]:
+    def _sizes(self, model: Model, request: Request) -> Iterator[int]:
         """Sizes of its batches: all of them, for what waits anew after its last device has gone."""
         device = next(iter(model.ready.values()), None)
         curve = device.curves[model.ref] if device is not None else None
-        largest = curve.batch_max if curve is not None else model.spec.batch_max
+        extents = request.extents
+        largest = curve.joint_max(extents) if curve is not None else model.spec.batch_max
         for size in SIZES:
             if size > min(self.parameters.batch_max, largest):
                 return
-            if size == 1 or curve is None or curve.exec_s(size) <= self.parameters.max_exec_ms / 1e3:
+            if size == 1 or curve is None or curve.exec_s(size, extents) <= self.parameters.max_exec_ms / 1e3:
                 yield size
 
     # -- EXEC ---------------------------------------------------------------------------------------------------------
@@ -158,7 +163,8 @@ class Clockwork(SchedulingPolicy):
             for size, queue in self._instances[ref].queues.items():
                 _drop_taken(queue)
                 if queue:
-                    yield self._deadline_s(queue[0]) - curve.exec_s(size), size, ref
+                    exec_s = curve.exec_s(size, _longest(queue, size))
+                    yield self._deadline_s(queue[0]) - exec_s, size, ref
 
     def _dequeue(self, device: RemoteDevice, ref: str, start_s: float, least: int) -> list[Request]:
         """The requests of the largest batch that can be filled; none if it is smaller than `least`."""
@@ -167,9 +173,8 @@ class Clockwork(SchedulingPolicy):
         sizes = sorted(queues)
         for size in sizes:
             queue = queues[size]
-            end_s = start_s + curve.exec_s(size)
             _drop_taken(queue)
-            while queue and self._deadline_s(queue[0]) < end_s:
+            while queue and self._deadline_s(queue[0]) < start_s + curve.exec_s(size, _longest(queue, size)):
                 queue.popleft()
                 _drop_taken(queue)
         at = 0
@@ -178,17 +183,15 @@ class Clockwork(SchedulingPolicy):
         size = sizes[at]
         if size < least or _count(queues[size], size) < size:
             return []
-        taken: list[Request] = []
-        rows = 0
+        batch = Together(self.state.models[ref], curve)
         for request in queues[size]:
             if request.waiting:
-                rows += request.rows
-                if rows > curve.batch_max:
+                if not batch.add(request) or batch.rows > curve.joint_max(batch.extents):
                     break
-                taken.append(request)
-                if len(taken) == size:
+                if len(batch.requests) == size:
                     break
-        if not taken:
+        taken = batch.requests
+        if not taken or batch.rows > curve.joint_max(batch.extents):
             return []
         for queue in queues.values():  # whoever is not younger than the youngest taken leaves every queue
             while queue and queue[0].arrived_s <= taken[-1].arrived_s:
@@ -198,8 +201,9 @@ class Clockwork(SchedulingPolicy):
     def _batch(self, device: RemoteDevice, ref: str, requests: list[Request], start_s: float, now: float) -> Batch:
         latest_s = max(now + FUTURE_S + self._ahead_s, start_s + self._ahead_s)
         rows = sum(request.rows for request in requests)
-        expected_s = device.curves[ref].exec_s(rows)
-        return Batch(self.state.models[ref], requests, (), rows, start_s, expected_s, latest_s)
+        extents = extents_of(requests)
+        expected_s = device.curves[ref].exec_s(rows, extents)
+        return Batch(self.state.models[ref], requests, (), rows, start_s, expected_s, latest_s, extents)
 
     def bound(self, device: RemoteDevice, batch: Batch, now: float) -> None:
         """The batch's requests need no LOAD any more."""
@@ -277,3 +281,10 @@ def _count(queue: deque[Request], enough: int) -> int:
         if count >= enough:
             break
     return count
+
+
+def _longest(queue: deque[Request], count: int) -> Extents:
+    """The greatest extents of the first so many who wait in it; none, of a model without open dimensions."""
+    if not queue or not queue[0].extents:
+        return ()
+    return extents_of(islice((request for request in queue if request.waiting), count))

@@ -1,7 +1,7 @@
 """What ordinary servers do: requests in order of arrival, a fixed batch size, a fixed wait for it to fill. Pure.
 
-Nobody is refused, and nothing is dropped but what a frontend cancels. It stands for servers such as mosec, or Triton
-with a dynamic batcher, and is here for comparison.
+Nobody is refused, and nothing is dropped but what a frontend cancels. A batch is padded to its longest request. It
+stands for servers such as mosec, or Triton with a dynamic batcher, and is here for comparison.
 """
 
 import math
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from controller.core.devices.base import RemoteDevice
 from controller.core.policies.base import Batch, Lead, LoadPlan, SchedulingPolicy, Verdict
+from controller.core.policies.by_extents import Together
 from controller.core.queues import Request
 from controller.core.state import Model, ShardState
 
@@ -38,7 +39,7 @@ class Fifo(SchedulingPolicy):
         """Everybody is let in; the prediction is for the answer alone."""
         device = next(iter(model.hosts.values()), None) or next(iter(model.ready.values()))
         behind_s = device.exec.free_at(now) + device.backlog_s
-        return Verdict(True, behind_s + device.curves[model.ref].exec_s(1) - now)
+        return Verdict(True, behind_s + device.curves[model.ref].exec_s(1, request.extents) - now)
 
     def expired(self, model: Model, now: float) -> int:
         """No request ever is."""
@@ -50,8 +51,9 @@ class Fifo(SchedulingPolicy):
         oldest_s = math.inf
         for ref in device.waiting:
             model = self.state.models[ref]
-            arrived_s = self._oldest(ref).arrived_s
-            fits = self._oldest(ref).rows <= device.curves[ref].batch_max
+            oldest = self._oldest(ref)
+            arrived_s = oldest.arrived_s
+            fits = oldest.rows <= device.curves[ref].joint_max(oldest.extents)
             if fits and arrived_s < oldest_s and self._due_s(model, arrived_s) <= now:
                 best, oldest_s = model, arrived_s
         return self._batch(device, best, now) if best is not None else None
@@ -73,16 +75,12 @@ class Fifo(SchedulingPolicy):
 
     def _batch(self, device: RemoteDevice, model: Model, now: float) -> Batch:
         order = self._order[model.ref]
-        chosen: list[Request] = []
-        rows = 0
-        limit = min(self._limit(model), device.curves[model.ref].batch_max)
-        while order and (not chosen or rows + order[0].rows <= limit):
-            request = order.popleft()
-            if request.waiting and request not in chosen:
-                chosen.append(request)
-                rows += request.rows
+        batch = Together(model, device.curves[model.ref], self._limit(model))
+        while order and (not order[0].waiting or order[0] in batch.requests or batch.add(order[0])):
+            order.popleft()
         start_s = device.start_s(model.ref, now)
-        return Batch(model, chosen, (), rows, start_s, device.curves[model.ref].exec_s(rows), now + FOREVER_S)
+        latest_s = now + FOREVER_S
+        return Batch(model, batch.requests, (), batch.rows, start_s, batch.exec_s(), latest_s, batch.extents)
 
     def choose_load(self, device: RemoteDevice, now: float) -> LoadPlan | None:
         """The unplaced model whose oldest request came first; idle models make room, the least recently used first."""

@@ -19,9 +19,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from controller.core.devices.base import RemoteDevice
-from controller.core.policies.admission import start_of
 from controller.core.policies.base import LoadPlan
 from controller.core.policies.fairness import Fairness
+from controller.core.policies.starts import start_of
 from controller.core.residency import DECAY_S
 from controller.core.state import Model, ShardState
 
@@ -167,7 +167,7 @@ class Placement:
         queue = model.queue
         curve = device.curves[model.ref]
         start_s = start_of(device, model, now)
-        end_s = start_s + curve.exec_s(1)
+        end_s = start_s + curve.least_s()
         too_late = queue.before(end_s)
         count = len(queue) - too_late
         if count <= 0:
@@ -217,6 +217,8 @@ class Placement:
         left_s = deadline_s - host.start_s(model.ref, now) - 0.5 * max(0.0, host.backlog_s - mine_s)
         if left_s <= 0:
             return 0.0
+        if model.open:
+            return left_s / (model.queue.share_s * curve.scale) * model.queue.rows if model.queue.share_s else 0.0
         top_s = curve.exec_s(curve.batch_max)
         return left_s // top_s * curve.batch_max + curve.largest(left_s % top_s, curve.batch_max)
 

@@ -41,6 +41,8 @@ class LabelTotals:
     latency_error: Histogram = field(default_factory=_ratio)
     exec_error: Histogram = field(default_factory=_ratio)
     load_error: Histogram = field(default_factory=_ratio)
+    elements: int = 0
+    elements_computed: int = 0
 
     def merge(self, other: "LabelTotals") -> None:
         """What the other counted is counted here, too."""
@@ -49,6 +51,8 @@ class LabelTotals:
         self.timed_out += other.timed_out
         self.refused += other.refused
         self.cold += other.cold
+        self.elements += other.elements
+        self.elements_computed += other.elements_computed
         for name in BOUNDS:
             getattr(self, name).merge(getattr(other, name))
 
@@ -77,6 +81,8 @@ class LabelTotals:
             latency_error=self.latency_error.told(),
             exec_error=self.exec_error.told(),
             load_error=self.load_error.told(),
+            elements=self.elements,
+            elements_computed=self.elements_computed,
         )
 
 

@@ -71,6 +71,8 @@ def snapshot(
         quarantines=isolation.quarantines,
         failed_s=isolation.failed_s,
         amended=dict(telemetry.amendments),
+        elements=telemetry.elements,
+        elements_computed=telemetry.elements_computed,
     )
 
 

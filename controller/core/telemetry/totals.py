@@ -4,6 +4,7 @@ Totals are plain numbers: they are added to as things end, and put together when
 while `recording`; the shell takes them once per turn.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from controller.core.devices.action import Action
 from controller.core.devices.base import RemoteDevice
 from controller.core.queues import Request
-from controller.core.telemetry.models import ModelTable, ModelTotals
+from controller.core.telemetry.models import LabelTotals, ModelTable, ModelTotals
 from mesh import wire
 from mesh.codes import ActionCode, ActionKind, RequestOutcome
 from mesh.facts import ActionFact, AmendedFact, Fact, RequestFact, Spread
@@ -88,6 +89,8 @@ class Telemetry:
     cancelled: int = 0  # abandoned for any other reason
     amendments: dict[str, int] = field(default_factory=dict)  # {outcome: requests counted otherwise that ended so}
     cold: int = 0
+    elements: int = 0  # rows x extents of executed requests, of models with open dimensions
+    elements_computed: int = 0  # the same of their batches: with all padding
     models: ModelTable = field(default_factory=ModelTable)
     devices: dict[str, DeviceTotals] = field(default_factory=dict)  # {worker: totals}, workers that ended an action
     exec_errors: deque[float] = field(default_factory=_ring)  # |actual - predicted| / actual, newest last; so below
@@ -210,6 +213,7 @@ class Telemetry:
                 asked_id=request.asked_id,
                 call=request.call,
                 client=request.client,
+                extents=request.extents,
             )
         )
 
@@ -240,10 +244,20 @@ class Telemetry:
                     self.exec_errors.append(error)
                     label.exec_s.add(duration_s)
                     label.exec_error.add(error)
+                    if action.extents:
+                        self._count_elements(label, action)
                     if len(label.queue_s.pending) >= PENDING_MAX:
                         label.settle()
         if self.recording:
             self._facts.append(_action_fact(device, action, result, in_time, waiting, now))
+
+    def _count_elements(self, label: LabelTotals, action: Action) -> None:
+        asked = sum(request.rows * math.prod(request.extents) for request in action.requests)
+        computed = action.batch * math.prod(action.extents)
+        self.elements += asked
+        self.elements_computed += computed
+        label.elements += asked
+        label.elements_computed += computed
 
     def lost(self, device: RemoteDevice, actions: Iterable[Action], *, waiting: int, now: float) -> None:
         """A worker is gone, with these actions."""
@@ -288,6 +302,7 @@ def _action_fact(
         waiting=waiting,
         free_pages=result.free_pages,
         rows=sum(request.rows for request in action.requests),
+        extents=action.extents,
     )
 
 

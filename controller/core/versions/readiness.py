@@ -58,8 +58,11 @@ class Readiness:
         """The report of a version that the device is to have counts, and whom it concerns is told."""
         ref = report.ref
         fault = report.spec.fault() if report.ok and report.spec is not None else ""
+        code = PackageCode.BAD_PACKAGE
+        if report.ok and not fault:
+            fault, code = device.fault_of(report), PackageCode.DEVICE_ERROR
         if fault:
-            report = wire.Prepared(ref=ref, ok=False, faults=(fault,), code=PackageCode.BAD_PACKAGE, order=report.order)
+            report = wire.Prepared(ref=ref, ok=False, faults=(fault,), code=code, order=report.order)
         preparation = self.preparations[device.worker]
         stage = preparation.stages[ref]
         had = bool(stage.content)

@@ -25,6 +25,8 @@ class Change:
     for_nobody: int = 0  # requests that were computed though nobody waited for them any more
     batches: int = 0
     batched_rows: int = 0
+    elements: int = 0  # rows x extents of what was executed, of models with open dimensions
+    elements_computed: int = 0  # the same with all padding
     refused: dict[str, int] = field(default_factory=dict)  # {code: requests}, by controllers and frontends
     failed_actions: dict[str, int] = field(default_factory=dict)  # {code: actions}
 
@@ -41,7 +43,7 @@ def change(before: View | None, after: View) -> Change:
     old = before.snapshots if before is not None else {}
     for name, now in after.snapshots.items():
         then = old.get(name)
-        for count in ("cold", "batches", "batched_rows"):
+        for count in ("cold", "batches", "batched_rows", "elements", "elements_computed"):
             setattr(made, count, getattr(made, count) + getattr(now, count) - (getattr(then, count) if then else 0))
         made.apart += _apart(now) - (_apart(then) if then is not None else 0)
         made.quarantines += now.quarantines - (then.quarantines if then is not None else 0)

@@ -99,6 +99,9 @@ def summary(before: View | None, after: View, width: int, *, cut: bool = False, 
     if after.snapshots:
         mean = f"{made.batched_rows / made.batches:.1f} rows" if made.batches else "-"
         rows.add_row("mean batch", f"{mean}; {made.cold} requests found their model on no device")
+        if made.elements_computed:
+            wasted = 1 - made.elements / made.elements_computed
+            rows.add_row("padding", f"{wasted:.0%} of what was computed, of models with open dimensions")
         waiting = sum(snapshot.waiting for snapshot in after.snapshots.values())
         rows.add_row("waiting", f"{waiting} in queues, {sum(s.open for s in after.snapshots.values())} not ended")
     for name, snapshot in after.snapshots.items():

@@ -60,6 +60,10 @@ class Clairvoyant:
         """The inner policy's count of expired requests."""
         return self.inner.expired(model, now)
 
+    def hopeless(self, model: Model, now: float) -> Sequence[Request]:
+        """The inner policy's hopeless requests."""
+        return self.inner.hopeless(model, now)
+
     def choose(self, device: RemoteDevice, now: float) -> Batch | None:
         """The inner policy's batch."""
         return self.inner.choose(device, now)

@@ -23,9 +23,10 @@ def request(
     arrived_s: float = 0.0,
     ref: str = "m:1",
     frontend: str = "f",
+    extents: tuple[int, ...] = (),
 ) -> Request:
     """A request as the scheduler makes it."""
-    return Request(frontend, number, 0, ref, rows, arrived_s, deadline_s, weight)
+    return Request(frontend, number, 0, ref, rows, arrived_s, deadline_s, weight, extents=extents)
 
 
 def line(base_s: float, row_s: float, *, sizes: Sequence[int] = (1, 2, 4, 8), load_s: float = 0.005) -> wire.Profile:
@@ -121,10 +122,13 @@ class Shard:
         policy: Mapping[str, float] | None = None,
         started_s: float = 0.0,
         name: str = "",
+        kind: str = "atc",
     ) -> None:
         self.state = ShardState()
-        atc = make_policy("atc", self.state, {"lead_ms": lead_ms, **(policy or {})})
-        self.scheduler = Scheduler(atc, self.state, parameters, name=name, started_s=started_s)
+        given = {"lead_ms": lead_ms, **(policy or {})} if kind == "atc" else policy
+        self.scheduler = Scheduler(
+            make_policy(kind, self.state, given), self.state, parameters, name=name, started_s=started_s
+        )
 
     def serve(
         self,
@@ -161,11 +165,12 @@ class Shard:
         tensors: Sequence[bytes] | None = None,
         frames: int = 0,
         client: int = 0,
+        extents: tuple[int, ...] = (),
     ) -> list[str]:
         """A request arrives."""
         message = wire.Submit(
             request=number, attempt=attempt, ref=ref, rows=rows, budget_s=budget_s, weight=weight, frames=frames,
-            client=client,
+            client=client, extents=extents,
         )  # fmt: skip
         return self.checked(self.scheduler.submit(message, frontend, tensors, age_s=age_s, now=now))
 

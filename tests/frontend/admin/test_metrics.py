@@ -80,6 +80,9 @@ EXPECTED: dict[str, Any] = {
     "gearmesh_prediction_error_ratio_count": {
         (CONTROLLER, ("model", "m"), ("of", of)): 3 for of in ("latency", "exec", "load")
     },
+    "gearmesh_elements_total": {
+        (CONTROLLER, ("model", "m"), ("of", "asked")): 3000, (CONTROLLER, ("model", "m"), ("of", "computed")): 4000,
+    },
     "gearmesh_lane_busy_seconds_total": {
         (CONTROLLER, ("device", "cpu:0"), ("lane", "exec"), ("worker", "gpu_worker-1")): 20.0,
         (CONTROLLER, ("device", "cpu:0"), ("lane", "load"), ("worker", "gpu_worker-1")): 1.0,

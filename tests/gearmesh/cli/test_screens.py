@@ -128,6 +128,14 @@ def first_line(shown: list[str], *named: str) -> int:
 # -- what happened between two looks ----------------------------------------------------------------------------------
 
 
+def test_what_padding_wastes_is_shown_where_models_have_open_dimensions() -> None:
+    padded = replace(later(), elements=300, elements_computed=400)
+    assert (
+        facts(view(), view(padded, at_s=12.0))["padding"] == "25% of what was computed, of models with open dimensions"
+    )
+    assert "padding" not in facts(view(), after_it())
+
+
 def test_a_change_is_the_difference_of_two_looks() -> None:
     made = change(view(), after_it())
     told = made.requests

@@ -86,9 +86,10 @@ def test_a_paged_device_is_asked_again_when_its_batch_is_due_and_a_black_box_soo
 def test_an_idle_black_box_is_doubted_after_a_silence() -> None:
     device = black_box()
     device.curves[OWN].learned_s = NOW
-    assert not device.doubt(OWN, 1, NOW, NOW + SILENCE_S)
-    assert device.doubt(OWN, 1, NOW, NOW + SILENCE_S + 1e-6)
-    assert not device.doubt(OWN, 1, NOW, NOW + SILENCE_S + 2e-6)
+    one = request(ref=OWN, deadline_s=NOW)
+    assert not device.doubt(one, NOW + SILENCE_S)
+    assert device.doubt(one, NOW + SILENCE_S + 1e-6)
+    assert not device.doubt(one, NOW + SILENCE_S + 2e-6)
 
 
 def test_only_a_black_box_s_worker_is_told_by_when_a_batch_hangs() -> None:
