@@ -6,7 +6,7 @@ Source of the constants: docs/design/policy.md, "Batches of unequal length".
 
 from bisect import bisect_left, bisect_right
 
-from controller.core.policies.groups import Composed, Costs, Group, Waiting, group_of
+from controller.core.policies.planned import Composed, Costs, PlannedBatch, Waiting, batch_of
 
 PASS_GAIN = 1.02  # the first deadlines are passed over if the batch then earns more than this, per second
 ALIKE = 1.5  # ratio of values up to which requests of one class are alike
@@ -45,12 +45,12 @@ def near_the_longest(usable: list[int], waiting: Waiting, costs: Costs) -> list[
     return near if len(near) >= MOSTLY * len(usable) and most * NEAR <= ALIKE * least else []
 
 
-def use_of(group: Group, waiting: Waiting, costs: Costs) -> float:
+def use_of(batch: PlannedBatch, waiting: Waiting, costs: Costs) -> float:
     """What its members would take in full batches of their own, as a share of what the batch takes."""
     total_s = 0.0
-    for i in group.members:
+    for i in batch.members:
         total_s += costs.shares[waiting.places[i]] * waiting.rows[i]
-    return total_s / group.length_s
+    return total_s / batch.length_s
 
 
 def first_deadlines(usable: list[int], waiting: Waiting, costs: Costs) -> Composed:
@@ -70,5 +70,5 @@ def first_deadlines(usable: list[int], waiting: Waiting, costs: Costs) -> Compos
     passed = 0
     if low * table[rows] > PASS_GAIN * rows * table[low]:
         rows, passed = low, bisect_left(lefts, table[low])
-    group = group_of(usable[passed : passed + rows], waiting, costs)
-    return Composed(group, [], usable[:passed])
+    batch = batch_of(usable[passed : passed + rows], waiting, costs)
+    return Composed(batch, [], usable[:passed])

@@ -23,7 +23,7 @@ import heapq
 import math
 
 from controller.core.policies.alike import PASS_GAIN, are_alike, first_deadlines, near_the_longest, use_of
-from controller.core.policies.groups import Composed, Costs, Group, Waiting, group_of
+from controller.core.policies.planned import Composed, Costs, PlannedBatch, Waiting, batch_of
 
 RESCUE = 0.5  # who was put off earns at least this share of what the batch that it joins earns, per second
 SAME = 1e-9  # values that differ by this share at most are equal
@@ -41,15 +41,15 @@ def compose(waiting: Waiting, costs: Costs, *, hosts: int = 1, differ: bool = Fa
     alike = are_alike(usable, waiting, costs)
     if alike and not differ:
         return first_deadlines(usable, waiting, costs)
-    groups = _partition(usable, waiting, costs)
-    kept = _keep(groups, hosts)
+    batches = _partition(usable, waiting, costs)
+    kept = _keep(batches, hosts)
     if differ and len(usable) > 2:
         middle = len(usable) // 2
         halves = _partition(usable[:middle], waiting, costs) + _partition(usable[middle:], waiting, costs)
         kept_of_halves = _keep(halves, hosts)
         if _is_better(kept_of_halves, kept):
-            groups, kept = halves, kept_of_halves
-    some_put_off = len(kept) < len(groups)
+            batches, kept = halves, kept_of_halves
+    some_put_off = len(kept) < len(batches)
     if alike and some_put_off:
         return first_deadlines(usable, waiting, costs)
     plan = _filled(kept, usable, waiting, costs, hosts)
@@ -62,15 +62,15 @@ def compose(waiting: Waiting, costs: Costs, *, hosts: int = 1, differ: bool = Fa
     return plan
 
 
-def _is_better(kept: list[Group], others: list[Group]) -> bool:
-    """Whether these groups have more value than the others, or as much in less time."""
+def _is_better(kept: list[PlannedBatch], others: list[PlannedBatch]) -> bool:
+    """Whether these batches have more value than the others, or as much in less time."""
     value = value_others = length_s = length_others_s = 0.0
-    for group in kept:
-        value += group.value
-        length_s += group.length_s
-    for group in others:
-        value_others += group.value
-        length_others_s += group.length_s
+    for batch in kept:
+        value += batch.value
+        length_s += batch.length_s
+    for batch in others:
+        value_others += batch.value
+        length_others_s += batch.length_s
     if abs(value - value_others) > SAME * value:
         return value > value_others
     return length_s < length_others_s
@@ -79,7 +79,7 @@ def _is_better(kept: list[Group], others: list[Group]) -> bool:
 # -- steps 2 and 3 ----------------------------------------------------------------------------------------------------
 
 
-def _partition(usable: list[int], waiting: Waiting, costs: Costs) -> list[Group]:
+def _partition(usable: list[int], waiting: Waiting, costs: Costs) -> list[PlannedBatch]:
     """The cheapest partition of the usable, in order of class and deadline, into batches with nobody late."""
     if costs.width or waiting.kinds:
         return _partition_joint(usable, waiting, costs)
@@ -118,10 +118,10 @@ def _partition(usable: list[int], waiting: Waiting, costs: Costs) -> list[Group]
                 at -= 1
             cheapest_s.append(best)
             sizes.append(size)
-    return _groups(order, sizes, waiting, costs)
+    return _batches(order, sizes, waiting, costs)
 
 
-def _partition_joint(usable: list[int], waiting: Waiting, costs: Costs) -> list[Group]:
+def _partition_joint(usable: list[int], waiting: Waiting, costs: Costs) -> list[PlannedBatch]:
     """As `_partition`, where there are two dimensions, or only requests of one kind share a batch."""
     places, kinds, classes = waiting.places, waiting.kinds, costs.classes
     if kinds:
@@ -150,64 +150,64 @@ def _partition_joint(usable: list[int], waiting: Waiting, costs: Costs) -> list[
                 best, size = cheapest_s[at] + length_s, count - at
         cheapest_s.append(best)
         sizes.append(size)
-    return _groups(order, sizes, waiting, costs)
+    return _batches(order, sizes, waiting, costs)
 
 
-def _groups(order: list[int], sizes: list[int], waiting: Waiting, costs: Costs) -> list[Group]:
+def _batches(order: list[int], sizes: list[int], waiting: Waiting, costs: Costs) -> list[PlannedBatch]:
     """The batches of the partition. `sizes`: by how many of the order, the members of the last batch."""
-    groups = []
+    batches = []
     end = len(order)
     while end > 0:
-        groups.append(group_of(order[end - sizes[end] : end], waiting, costs))
+        batches.append(batch_of(order[end - sizes[end] : end], waiting, costs))
         end -= sizes[end]
-    return groups
+    return batches
 
 
 # -- steps 4 to 7 -----------------------------------------------------------------------------------------------------
 
 
-def _keep(groups: list[Group], hosts: int) -> list[Group]:
-    """The groups that are kept, by their first deadlines: each is in time if they run in this order.
+def _keep(batches: list[PlannedBatch], hosts: int) -> list[PlannedBatch]:
+    """The batches that are kept, by their first deadlines: each is in time if they run in this order.
 
     Ties: the one that earns more per second is first.
     """
-    order = sorted(groups, key=lambda group: (group.left_s, -group.value / group.length_s))
+    order = sorted(batches, key=lambda batch: (batch.left_s, -batch.value / batch.length_s))
     worst: list[tuple[float, int]] = []  # heap of (value per second, index in the order), those kept so far
     put_off: set[int] = set()
     total_s = 0.0  # of those kept so far
-    for at, group in enumerate(order):
-        heapq.heappush(worst, (group.value / group.length_s, at))
+    for at, batch in enumerate(order):
+        heapq.heappush(worst, (batch.value / batch.length_s, at))
         before_s = total_s
-        total_s += group.length_s
-        while len(worst) > 1 and before_s / hosts + group.length_s > group.left_s:
+        total_s += batch.length_s
+        while len(worst) > 1 and before_s / hosts + batch.length_s > batch.left_s:
             _, gone = heapq.heappop(worst)
             put_off.add(gone)
             total_s -= order[gone].length_s
             if gone == at:
                 break
             before_s -= order[gone].length_s
-    return [group for at, group in enumerate(order) if at not in put_off]
+    return [batch for at, batch in enumerate(order) if at not in put_off]
 
 
-def _filled(kept: list[Group], usable: list[int], waiting: Waiting, costs: Costs, hosts: int) -> Composed:
+def _filled(kept: list[PlannedBatch], usable: list[int], waiting: Waiting, costs: Costs, hosts: int) -> Composed:
     """The plan with its first batch filled up."""
     first, later = kept[0], kept[1:]
     planned_s = before_s = first.length_s
     room_s = math.inf  # by so much the first batch may grow, and the later ones are in time
-    for group in later:
-        room_s = min(room_s, group.left_s - before_s / hosts - group.length_s)
-        before_s += group.length_s
+    for batch in later:
+        room_s = min(room_s, batch.left_s - before_s / hosts - batch.length_s)
+        before_s += batch.length_s
     inside = set(first.members)
     _fill(first, [i for i in usable if i not in inside], waiting, costs)
-    for group in kept:
-        inside.update(group.members)
+    for batch in kept:
+        inside.update(batch.members)
     if len(inside) < len(usable):
         room_s -= first.length_s - planned_s
         _rescue(first, [i for i in usable if i not in inside], room_s, waiting, costs)
     return Composed(first, later, [])
 
 
-def _fill(first: Group, others: list[int], waiting: Waiting, costs: Costs) -> None:
+def _fill(first: PlannedBatch, others: list[int], waiting: Waiting, costs: Costs) -> None:
     """Whom the batch holds as it is joins it, if nobody becomes late and it costs no more than a share of its own."""
     place, most = first.place, costs.most[first.place]
     table, kinds = costs.tables[place], waiting.kinds
@@ -224,7 +224,7 @@ def _fill(first: Group, others: list[int], waiting: Waiting, costs: Costs) -> No
             _join(first, i, place, length_s, waiting)
 
 
-def _rescue(first: Group, put_off: list[int], room_s: float, waiting: Waiting, costs: Costs) -> None:
+def _rescue(first: PlannedBatch, put_off: list[int], room_s: float, waiting: Waiting, costs: Costs) -> None:
     """Who was put off joins the batch, if all are still in time and it earns enough for what it costs."""
     kinds, inside = waiting.kinds, set(first.members)
     for i in put_off:
@@ -242,10 +242,10 @@ def _rescue(first: Group, put_off: list[int], room_s: float, waiting: Waiting, c
             _join(first, i, place, length_s, waiting)
 
 
-def _join(group: Group, i: int, place: int, length_s: float, waiting: Waiting) -> None:
+def _join(batch: PlannedBatch, i: int, place: int, length_s: float, waiting: Waiting) -> None:
     """The request is one of the batch, which now has this place and duration."""
-    group.members.append(i)
-    group.place, group.length_s = place, length_s
-    group.rows += waiting.rows[i]
-    group.left_s = min(group.left_s, waiting.left_s[i])
-    group.value += waiting.values[i]
+    batch.members.append(i)
+    batch.place, batch.length_s = place, length_s
+    batch.rows += waiting.rows[i]
+    batch.left_s = min(batch.left_s, waiting.left_s[i])
+    batch.value += waiting.values[i]

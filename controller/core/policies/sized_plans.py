@@ -14,7 +14,7 @@ from controller.core.devices.base import RemoteDevice
 from controller.core.estimation.estimates import Curve
 from controller.core.policies.base import Batch
 from controller.core.policies.composing import compose
-from controller.core.policies.groups import Composed, Costs, Waiting
+from controller.core.policies.planned import Composed, Costs, Waiting
 from controller.core.queues import Request
 from controller.core.state import Model, ShardState
 from mesh.sizes import Extents, joint
@@ -221,14 +221,14 @@ def _plan_of(
     model: Model, curve: Curve, composed: Composed, waiting: list[Request], costs: Costs, start_s: float
 ) -> SizedPlan:
     """The plan with its `latest_s`: started later, fewer than half of its requests would be in time."""
-    group = composed.first
-    requests = [waiting[i] for i in sorted(group.members)]
+    first = composed.first
+    requests = [waiting[i] for i in sorted(first.members)]
     extents = joint([request.extents for request in requests])
-    expected_s = min(curve.exec_s(group.rows, extents), group.length_s * curve.scale)
+    expected_s = min(curve.exec_s(first.rows, extents), first.length_s * curve.scale)
     latest_s = max(requests[len(requests) // 2].deadline_s - expected_s, start_s)
     given_up = [waiting[i] for i in composed.passed] if len(model.hosts) == 1 else []
     weight = sum(request.weight * request.rows for request in requests)
-    full = group.rows >= costs.full[group.place]
+    full = first.rows >= costs.full[first.place]
     return SizedPlan(
-        model, requests, given_up, group.rows, extents, start_s, expected_s, latest_s, weight, requests[0], full
+        model, requests, given_up, first.rows, extents, start_s, expected_s, latest_s, weight, requests[0], full
     )

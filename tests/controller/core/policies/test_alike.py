@@ -6,7 +6,7 @@ import pytest
 
 from controller.core.policies.alike import are_alike, first_deadlines, near_the_longest, use_of
 from controller.core.policies.composing import compose
-from controller.core.policies.groups import Costs, Waiting, group_of
+from controller.core.policies.planned import Costs, Waiting, batch_of
 from tests.controller.core.controller_builders import line
 from tests.controller.core.policies.policy_world import NOW, World
 
@@ -71,8 +71,8 @@ def test_those_near_the_longest_are_told_if_they_are_most() -> None:
 
 def test_what_is_of_use_is_what_the_members_would_take_in_full_batches() -> None:
     requests = waiting([0, 3], [99.0] * 2)
-    alone = group_of([1], requests, COSTS)
-    both = group_of([0, 1], requests, COSTS)
+    alone = batch_of([1], requests, COSTS)
+    both = batch_of([0, 1], requests, COSTS)
     assert use_of(alone, requests, COSTS) == pytest.approx(COSTS.shares[3] / 8.5)
     assert use_of(both, requests, COSTS) == pytest.approx((COSTS.shares[0] + COSTS.shares[3]) / 16.5)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.core.policies.composing import compose
-from controller.core.policies.groups import Composed, Costs, Waiting
+from controller.core.policies.planned import Composed, Costs, Waiting
 
 ROWS_MAX = 8
 LENGTHS = (8, 16, 32, 64, 128)  # greatest of each place

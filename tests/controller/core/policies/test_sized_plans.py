@@ -286,3 +286,21 @@ def test_who_is_put_off_waits_where_another_device_may_take_it_and_where_the_res
         batch = world.policy.choose(world.device, NOW)
         assert batch is not None
         assert not batch.given_up
+def test_a_batch_waits_for_clients_that_return_as_with_other_models() -> None:
+    """Those who come back are taken to ask as much as those who wait."""
+    world = LengthWorld()
+    model, now = world.model(), NOW
+    for _ in range(20):  # eight clients, who are answered together and ask again at once
+        made = world.asks(8, *[now + 10.0] * 8)
+        world.policy.completed(world.device, model, made, now)
+        for one in made:
+            world.policy.admit(model, one, now + 0.001)
+        world.state.take(model, made)
+        now += 1.0
+    world.policy.completed(world.device, model, made, now)
+    back = world.asks(8, *[now + 10.0] * 4)
+    for one in back:
+        world.policy.admit(model, one, now + 0.0005)
+    assert world.policy.choose(world.device, now + 0.0005) is None  # 2.5 s twice, or 4.5 s once
+    assert world.policy.wake_at(now + 0.0005) == pytest.approx(now + 0.001, abs=0.0005)
+    assert world.next(now=now + 0.01).rows == 4  # they did not come

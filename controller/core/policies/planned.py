@@ -1,4 +1,4 @@
-"""What batches of unequal extents cost on one device, who waits for them, and groups of these. Pure.
+"""What batches of unequal extents cost on one device, who waits for them, and batches of these. Pure.
 
 All times are *table seconds*: durations as the device's tables have them, and what is left until a deadline in the same
 measure. By how much the device is slower than its tables, and what may be added by chance, has been divided out.
@@ -62,7 +62,7 @@ class Waiting:
 
 
 @dataclass(slots=True)
-class Group:
+class PlannedBatch:
     """Requests that would be one batch."""
 
     members: list[int]  # indexes of the waiting
@@ -77,12 +77,14 @@ class Group:
 class Composed:
     """The plan: the batch that runs next, and what comes after it."""
 
-    first: Group
-    later: list[Group]  # kept, in the order in which they run; what has joined the first batch may still be in them
+    first: PlannedBatch
+    later: list[
+        PlannedBatch
+    ]  # kept, in the order in which they run; what has joined the first batch may still be in them
     passed: list[int]  # those whose deadlines were passed over for a larger batch
 
 
-def group_of(members: list[int], waiting: Waiting, costs: Costs) -> Group:
+def batch_of(members: list[int], waiting: Waiting, costs: Costs) -> PlannedBatch:
     """These requests as one batch."""
     place = waiting.places[members[0]]
     rows, left, value = 0, math.inf, 0.0
@@ -91,4 +93,4 @@ def group_of(members: list[int], waiting: Waiting, costs: Costs) -> Group:
         rows += waiting.rows[i]
         left = min(left, waiting.left_s[i])
         value += waiting.values[i]
-    return Group(members, place, rows, costs.tables[place][rows], left, value)
+    return PlannedBatch(members, place, rows, costs.tables[place][rows], left, value)
