@@ -286,6 +286,8 @@ def test_who_is_put_off_waits_where_another_device_may_take_it_and_where_the_res
         batch = world.policy.choose(world.device, NOW)
         assert batch is not None
         assert not batch.given_up
+
+
 def test_a_batch_waits_for_clients_that_return_as_with_other_models() -> None:
     """Those who come back are taken to ask as much as those who wait."""
     world = LengthWorld()
