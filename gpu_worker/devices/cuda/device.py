@@ -20,6 +20,7 @@ from functools import partial
 import torch
 
 from gpu_worker.core.cutting import Indivisible
+from gpu_worker.core.figures import Cell
 from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.base import Finished, Lost, Traits
@@ -173,7 +174,9 @@ class CudaDevice:
         """Returns the traits of a prepared version."""
         version = self._versions.get(ref)
         assert version is not None
-        return Traits(engine="graph", load_from=version.image.place)
+        of_extents = version.executable.batches.by_extents if version.package.spec.dims else ()
+        cells = tuple(Cell(extents, rows) for extents, rows in of_extents if rows)
+        return Traits(engine="graph", load_from=version.image.place, cells=cells)
 
     def unloaded(self, ref: str) -> None:
         """The execution buffer must gather the version's weights again.

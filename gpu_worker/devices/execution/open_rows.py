@@ -9,6 +9,7 @@ from gpu_worker.core.layouts import TensorPlace, places
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.execution.rows import example_rows
 from gpu_worker.packages.package import Package
+from gpu_worker.packages.sizing import sizing_of
 from mesh import wire
 from mesh.sizes import Extents, holds, most_of, row_shape
 from mesh.tensors import DTYPES, Array, byte_count
@@ -21,18 +22,19 @@ BUFFER_BYTES = 1 << 20  # of a buffer for inputs at first, where the largest bat
 
 
 class OpenInputs:
-    """The inputs of one version. `rows`: one row of each input that the model can run on; None: zeros will do."""
+    """The inputs of one version. `row`: one `[1, ...]` of each input that the model can run on; None: zeros will do."""
 
-    def __init__(self, spec: wire.ModelSpec, rows: Sequence[Array] | None) -> None:
+    def __init__(self, spec: wire.ModelSpec, row: Sequence[torch.Tensor] | None) -> None:
         self.spec = spec
-        self._rows = rows
+        self._sizing = sizing_of(spec)
+        self._row = row
         self._known: dict[Extents, tuple[tuple[tuple[int, ...], int], ...]] = {}  # what `_rows_of` has returned
 
     @classmethod
     def of(cls, package: Package) -> "OpenInputs":
         """Returns those of a package, with the first row of its example. Raises: PackageError."""
         rows = example_rows(package)
-        return cls(package.spec, None if rows is None else [tensor[0].numpy().copy() for tensor in rows])
+        return cls(package.spec, None if rows is None else [tensor[:1].clone() for tensor in rows])
 
     @property
     def buffer_bytes(self) -> int:
@@ -61,6 +63,7 @@ class OpenInputs:
             if fault:
                 return f"part {n} (request {part.request}){fault}"
         taken = [self._rows_of(part.extents) for part in parts]
+        spare = [] if parts else self.row(extents)
         for i, (place, tensor) in enumerate(zip(layout, self.spec.inputs, strict=True)):
             whole, value, dtype, row = view(target, place), pad_of(tensor), DTYPES[tensor.dtype], 0
             at_once = place.size <= AT_ONCE_BYTES
@@ -78,8 +81,17 @@ class OpenInputs:
                     place_in(block, piece, value)
                 row += part.rows
             if row < place.rows:
-                whole[row:] = whole[0] if row else self._row(i, place.shape[1:])
+                whole[row:] = whole[0] if row else spare[i].numpy()
         return ""
+
+    def row(self, extents: Extents) -> list[torch.Tensor]:
+        """Returns a row `[1, ...]` of each input to run the model on: the example's, cut or repeated, or zeros."""
+        if self._row is not None:
+            return self._sizing.fitted(self._row, extents)
+        return [
+            torch.zeros((1, *row_shape(tensor, self.spec.dims, extents)), dtype=getattr(torch, tensor.dtype))
+            for tensor in self.spec.inputs
+        ]
 
     def _fault(self, part: wire.Part, given: Sequence[Buffer], extents: Extents) -> str:
         """Why the part's inputs cannot be used; empty if they can."""
@@ -107,16 +119,6 @@ class OpenInputs:
                 (shape, byte_count(tensor.dtype, shape)) for tensor, shape in zip(self.spec.inputs, shapes, strict=True)
             )
         return found
-
-    def _row(self, i: int, shape: tuple[int, ...]) -> Array:
-        """Returns a row of input `i` of this shape: the example's, cut where it is longer and repeated where not."""
-        if self._rows is None:
-            return np.zeros(shape, DTYPES[self.spec.inputs[i].dtype])
-        row = self._rows[i]
-        for axis, extent in enumerate(shape):
-            if row.shape[axis] != extent:
-                row = np.take(row, np.arange(extent) % row.shape[axis], axis)
-        return row
 
 
 def view(target: Bytes, place: TensorPlace) -> Array:
