@@ -52,8 +52,12 @@ class SimWorker:
         *,
         offset_s: float = 0.0,
         checked: bool = False,
+        any_batch: bool = True,
     ) -> None:
-        """`offset_s`: its clock minus the timeline's. `checked`: what the device is told to do is checked, too."""
+        """`offset_s`: its clock minus the timeline's. `checked`: what the device is told to do is checked, too.
+
+        `any_batch`: it computes any rows and extents; False: those that were measured only.
+        """
         self.name = name
         self.pages = pages
         self.versions = versions
@@ -70,6 +74,7 @@ class SimWorker:
         self._timeline = timeline
         self._duration_s = duration_s
         self._checked = checked
+        self._any_batch = any_batch
         self._clock_s = -math.inf
         self._lives = 0
         self.renew()
@@ -93,7 +98,7 @@ class SimWorker:
     def hello(self, page_bytes: int) -> wire.WorkerHello:
         """How the worker introduces itself."""
         info = wire.DeviceInfo(
-            name=self.name, kind="simulated", pages=self.pages, page_bytes=page_bytes, any_batch=True
+            name=self.name, kind="simulated", pages=self.pages, page_bytes=page_bytes, any_batch=self._any_batch
         )
         table = self.lanes.table
         return wire.WorkerHello(
