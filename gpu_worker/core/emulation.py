@@ -138,7 +138,10 @@ def sizes_of(
 
 
 def fits(times: ModelTimes, batch: int, extents: Extents) -> bool:
-    """Whether so many rows of these extents fit: in `elements_max`, and in the largest batch of a table's cell."""
+    """Whether so many rows of these extents fit: in `elements_max`, and by the largest batches in a table.
+
+    What is too much for some extents is too much for greater ones.
+    """
     if times.elements_max is not None and batch * math.prod(extents) > times.elements_max:
         return False
     if not times.sizes:
@@ -147,8 +150,12 @@ def fits(times: ModelTimes, batch: int, extents: Extents) -> bool:
     if not holds(tuple(own[-1] for own in edges), extents):
         return False
     cell = rounded(edges, extents)
-    given = next(table.exec_ms for table in times.sizes if table.extents == cell)
-    return given.keys() == LINE or batch <= max(map(int, given))
+    limits = [
+        max(map(int, table.exec_ms))
+        for table in times.sizes
+        if table.exec_ms.keys() != LINE and holds(cell, table.extents)
+    ]
+    return batch <= min(limits, default=batch)
 
 
 def own_edges(times: ModelTimes, dims: Sequence[wire.Dim]) -> list[list[int]] | None:
