@@ -97,7 +97,7 @@ def prepared(model: SimModel, scenario: Scenario) -> wire.Prepared:
         inputs=(given,),
         outputs=(result,),
         batch_max=model.batch_max,
-        slo_ms=100.0,
+        slo_ms=100.0 if model.open is None else min(model.slo_ms or scenario.load.slo_ms),
         dims=dims,
         exact=model.open is not None and model.open.exact,
     )

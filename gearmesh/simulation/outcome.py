@@ -36,7 +36,7 @@ class Outcome:
         return self.status[i] == OK and self.latency_s[i] <= self.slo_s[i] + 1e-9
 
     def record(self, policy: str, seed: int, devices: int, seconds: float) -> dict[str, Any]:
-        """One line of the results; with `quartiles`, `longest` and `padding` if models have open dimensions."""
+        """One line of the results; with `q1` to `q4`, `longest` and `padding` if models have open dimensions."""
         offered = len(self.status)
         good = sum(map(self.in_time, range(offered)))
         told = list(zip(self.status, self.latency_s, strict=True))
@@ -61,7 +61,7 @@ class Outcome:
         return record | self._by_size()
 
     def _by_size(self) -> dict[str, Any]:
-        """What a record has if some models have open dimensions: who was served, by size, and the share of padding.
+        """What a record has if some models have open dimensions: attainment by size, and the share of padding.
 
         Requests are ranked by their elements, and equal ones in the order of arrival.
         """
@@ -73,7 +73,7 @@ class Outcome:
         parts = [sized[count * k // 4 : count * (k + 1) // 4] for k in range(4)]
         longest = sized[count - max(1, round(LONGEST * count)) :]
         return {
-            "quartiles": [self._attained(part) for part in parts],
+            **{f"q{number}": self._attained(part) for number, part in enumerate(parts, 1)},
             "longest": self._attained(longest),
             "padding": 1 - self.asked / self.computed if self.computed else 0.0,
         }
