@@ -238,7 +238,7 @@ def _dims_fault(times: ModelTimes) -> str:
     most = tuple(most for _, most in dims.values())
     if times.sizes and dims and not holds(max(table.extents for table in times.sizes), most):
         return f"sizes: they must reach the greatest extents, {list(most)}"
-    if not fits(times, 1, most):
+    if dims and not fits(times, 1, most):
         return f"elements_max: must hold one row of the greatest extents, {math.prod(most)}; got {times.elements_max}"
     return ""
 

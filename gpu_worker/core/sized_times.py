@@ -54,17 +54,19 @@ def interpolate(points: Sequence[tuple[float, float]], at: float) -> float:
 def between(cells: Mapping[Extents, float], extents: Extents) -> float:
     """The value at these extents, on lines between the cells of a whole grid, raised to their running maximum.
 
-    `cells`: {edges: value}, the whole product of the edges of one or two dimensions.
+    `cells`: {edges: value}, the whole product of the edges of one or two dimensions. Beyond the last edge, where nothing
+    is executed, its value holds.
     """
     edges = grid_of(cells)
+    at = [min(extent, own[-1]) for extent, own in zip(extents, edges, strict=True)]
     raised: dict[Extents, float] = {}
     for place in product(*edges):
         before = [raised[other] for other in _before(place, edges)]
-        raised[place] = max(cells[place], *before)
+        raised[place] = max((cells[place], *before))
     if len(edges) == 1:
-        return interpolate([(edge, raised[edge,]) for edge in edges[0]], extents[0])
-    lines = [(first, interpolate([(edge, raised[first, edge]) for edge in edges[1]], extents[1])) for first in edges[0]]
-    return interpolate(lines, extents[0])
+        return interpolate([(edge, raised[edge,]) for edge in edges[0]], at[0])
+    lines = [(first, interpolate([(edge, raised[first, edge]) for edge in edges[1]], at[1])) for first in edges[0]]
+    return interpolate(lines, at[0])
 
 
 def grid_of(cells: Mapping[Extents, object] | Sequence[Extents]) -> list[list[int]]:
