@@ -73,7 +73,7 @@ def _opened(table: TomlTable, kind: ModelKind, edges: int | None, law: SizeLaw |
     own = own_edges(kind.times, kind.dims)
     if own is None:
         own = exact_edges(kind.dims) if edges is None else [geometric_edges(dim, edges) for dim in kind.dims]
-    return OpenTimes(kind.dims, kind.times, tuple(map(tuple, own)), edges is not None, law, exact)
+    return OpenTimes(kind.dims, kind.times, tuple(map(tuple, own)), edges is not None and not exact, law, exact)
 
 
 def _kinds(table: TomlTable, folder: Path) -> tuple[DeviceProfile | None, list[ModelKind]]:

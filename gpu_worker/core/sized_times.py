@@ -54,8 +54,8 @@ def interpolate(points: Sequence[tuple[float, float]], at: float) -> float:
 def between(cells: Mapping[Extents, float], extents: Extents) -> float:
     """The value at these extents, on lines between the cells of a whole grid, raised to their running maximum.
 
-    `cells`: {edges: value}, the whole product of the edges of one or two dimensions. Beyond the last edge, where nothing
-    is executed, its value holds.
+    `cells`: {edges: value}, the whole product of the edges of one or two dimensions. Beyond the last edge, where
+    nothing is executed, its value holds.
     """
     edges = grid_of(cells)
     at = [min(extent, own[-1]) for extent, own in zip(extents, edges, strict=True)]
