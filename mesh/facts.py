@@ -34,6 +34,7 @@ class RequestFact(msgspec.Struct, frozen=True, kw_only=True, tag="request", tag_
     asked_id: str = ""  # the client's own id, to 64 characters; "": an application asked
     call: int = 0  # of a further part of a larger request: the number of its first part; else 0
     client: int = 0  # the frontend's number of who asked; 0: it did not say
+    extents: tuple[int, ...] = ()  # of its inputs, in the model's open dimensions
 
 
 class AmendedFact(msgspec.Struct, frozen=True, kw_only=True, tag="amended", tag_field="kind", gc=False):

@@ -8,7 +8,7 @@ A log has one JSON object per line, in any order; other fields are ignored:
 default the first of the model's or the load's. `rows`: default 1. `extents`: in the model's open dimensions, as [37];
 by default drawn from the sizes of the scenario. With `load.rate_rps`, all gaps are scaled by one
 factor to that mean rate. Request logs of controllers can be used too, one file, a folder, or some of the lines; they
-have `arrived_s`, `ref` (model:version) and `slo_s` instead of these fields.
+have `arrived_s`, `ref` (model:version) and `slo_s` instead of the first three.
 """
 
 import csv
@@ -48,7 +48,8 @@ def controllers_log(source: Path) -> list[RecordedRequest] | None:
     if not source.is_dir() and not _has_header(source):
         return None
     return [
-        RecordedRequest(t_s, wire.split_ref(ref)[0], slo_s * 1e3, rows) for t_s, ref, slo_s, rows in arrivals(source)
+        RecordedRequest(t_s, wire.split_ref(ref)[0], slo_s * 1e3, rows, extents)
+        for t_s, ref, slo_s, rows, extents in arrivals(source)
     ]
 
 
@@ -70,10 +71,12 @@ class OwnRecordedRequest(msgspec.Struct, frozen=True):
     ref: str
     slo_s: Annotated[float, msgspec.Meta(gt=0)]
     rows: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
+    extents: Extents = ()
 
     def line(self) -> RecordedRequest:
         """The same request as a `RecordedRequest`."""
-        return RecordedRequest(self.arrived_s, self.ref.rpartition(":")[0] or self.ref, self.slo_s * 1e3, self.rows)
+        model = self.ref.rpartition(":")[0] or self.ref
+        return RecordedRequest(self.arrived_s, model, self.slo_s * 1e3, self.rows, self.extents)
 
 
 class LineKind(msgspec.Struct, frozen=True):

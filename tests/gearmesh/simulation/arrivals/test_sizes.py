@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from gearmesh.simulation.arrivals.loads import Trace, arrivals
 from gearmesh.simulation.fields import ScenarioError
+from tests.facts import REQUEST
 from tests.gearmesh.simulation.scenarios import scenario
 
 FORMULA = {"intercept": 1.0, "element": 0.01}
@@ -105,6 +107,16 @@ def test_a_log_says_the_extents_and_the_scenario_those_that_it_does_not_say(tmp_
     assert "load.sizes" in told(None, folder=tmp_path, **log)
     (tmp_path / "log.jsonl").write_text(json.dumps({"t_s": 0, "model": "model", "extents": [513]}))
     assert "seq from 1 to 512" in told(None, folder=tmp_path, **log)
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_a_controllers_log_says_the_extents(header: bool, tmp_path: Path) -> None:
+    fact = msgspec.structs.replace(REQUEST, ref="model:1", rows=1, arrived_s=5.0, slo_s=0.05, extents=(37,))
+    first = {"log": "requests", "version": 2, "controller": "c", "policy": "atc", "clock_s": 70.0, "unix_s": 1e9}
+    lines = [*([first] if header else []), fact]
+    (tmp_path / "requests-1.jsonl").write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+    log = {"kind": "log", "path": "requests-1.jsonl", "rate_rps": None, "seconds": None}
+    assert drawn(None, folder=tmp_path, **log).extents.tolist() == [[37, 0]]
 
 
 @pytest.mark.parametrize(
