@@ -1,7 +1,7 @@
 """Requests of unequal length on the simulator: the tables of docs/benchmarks_scheduler.md, "Batches of unequal length".
 
 python scripts/bench_lengths.py [--quick] [--cost NAME]... [--load FACTOR]... [--seeds N] [--requests N] [--edges N]
-    [--bound] [--jobs N] [--json FILE] [--plot FILE.png]
+    [--no-bound] [--jobs N] [--json FILE] [--plot FILE.png]
 
 The cells are those of study Q: five kinds of lengths, two of arrivals, four objectives, two costs; one encoder on one
 device. Compared on the same arrivals: `atc`; `atc`, everything padded to the longest; `clockwork` and `fifo`, padded to
@@ -66,7 +66,7 @@ class LengthRun:
         found = {name: self._simulated(scenario, trace, name) for name in (OURS, CLOCKWORK, FIFO)}
         closed = self.cell.scenario(self.requests, closed=True)
         found[MAXIMUM] = self._simulated(closed, arrivals(closed, self.seed), OURS)
-        found |= self._others(scenario, trace)
+        found |= self.others(scenario, trace)
         if self.bounds:
             from gearmesh.simulation.bounds.bound import interval_bound, share_bound  # scipy takes a while
 
@@ -81,7 +81,7 @@ class LengthRun:
         record = outcome.record(policy, self.seed, scenario.devices.count, scenario.load.seconds)
         return record | {"us_per_request": took_s / len(trace) * 1e6}
 
-    def _others(self, scenario: Scenario, trace: Trace) -> dict[str, dict[str, Any]]:
+    def others(self, scenario: Scenario, trace: Trace) -> dict[str, dict[str, Any]]:
         """The rules that are no policies."""
         opened = scenario.models[0].open
         assert opened is not None
