@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gearmesh.simulation.scenario import Scenario, SimModel
-from gpu_worker.core.emulation import fits, sizes_of
+from gpu_worker.core.emulation import fits
 from gpu_worker.core.jobs import Job, Phase, Servable
 from gpu_worker.core.pump import Pump
 from mesh import wire
@@ -81,16 +81,15 @@ class Durations:
 
 def prepared(model: SimModel, scenario: Scenario) -> wire.Prepared:
     """The report of a worker that has the model prepared, with its profile."""
-    batches = range(1, model.batch_max + 1)
     given = result = wire.TensorSpec(name="x", dtype="float32", shape=(-1, 1))
     cells: tuple[wire.SizeTimes, ...] = ()
     dims: tuple[wire.Dim, ...] = ()
-    durations = {size: model.exec_s[size] for size in batches}
+    durations = {size: model.exec_s[size] for size in range(1, model.batch_max + 1)}
     if model.open is not None:
         dims = model.open.dims
         names = tuple(dim.name for dim in dims)
         given = wire.TensorSpec(name="x", dtype="float32", shape=(-1,) * (1 + len(dims)), dims=names)
-        cells = sizes_of(model.open.times, dims, batches, model.open.edges)
+        cells = model.open.cells
         durations = cells[-1].exec_s
     profile = wire.Profile(exec_s=durations, load_s=scenario.devices.load_s(model), engine="simulated", sizes=cells)
     spec = wire.ModelSpec(

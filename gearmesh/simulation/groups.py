@@ -11,7 +11,7 @@ from gearmesh.simulation.fields import POSITIVE, Range, TomlTable
 from gearmesh.simulation.laws import read_law
 from gearmesh.simulation.parts import OpenTimes, SimModel
 from gearmesh.simulation.profiles import BATCH_LIMIT, BATCH_MAX, STRETCH, batches_fault, durations_fault, read_profile
-from gpu_worker.core.emulation import DeviceProfile, ModelTimes, exec_s, own_edges, times_fault
+from gpu_worker.core.emulation import DeviceProfile, ModelTimes, exec_s, own_edges, sizes_of, times_fault
 from gpu_worker.core.sized_times import FORMULA, exact_edges, geometric_edges
 from mesh import wire
 from mesh.wire.ranges import EXTENT_MAX
@@ -73,7 +73,8 @@ def _opened(table: TomlTable, kind: ModelKind, edges: int | None, law: SizeLaw |
     own = own_edges(kind.times, kind.dims)
     if own is None:
         own = exact_edges(kind.dims) if edges is None else [geometric_edges(dim, edges) for dim in kind.dims]
-    return OpenTimes(kind.dims, kind.times, tuple(map(tuple, own)), edges is not None and not exact, law, exact)
+    cells = sizes_of(kind.times, kind.dims, range(1, kind.batch_max + 1), own)
+    return OpenTimes(kind.dims, kind.times, tuple(map(tuple, own)), cells, edges is not None and not exact, law, exact)
 
 
 def _kinds(table: TomlTable, folder: Path) -> tuple[DeviceProfile | None, list[ModelKind]]:

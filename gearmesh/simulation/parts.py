@@ -34,6 +34,7 @@ class OpenTimes:
     dims: tuple[wire.Dim, ...]
     times: ModelTimes
     edges: tuple[tuple[int, ...], ...]  # at which it was measured, by dimension; the last is the greatest extent
+    cells: tuple[wire.SizeTimes, ...]  # what was measured there
     padded: bool  # EXEC computes these edges only; False: any extents, as always if `exact`
     sizes: SizeLaw | None = None  # of its requests; None: the log says it
     exact: bool = False  # only requests of equal extents share a batch
