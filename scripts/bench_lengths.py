@@ -173,7 +173,7 @@ def by_length(found: Found, loads: Sequence[float]) -> list[str]:
                 return kinds and cell.arrivals == "Poisson" and cell.load == load
 
             parts = [mean(found, rule, key, among) for key in ("attainment", "q1", "q2", "q3", "q4", "longest")]
-            told = ["-" if part is None else f"{part:.2f}" for part in parts]
+            told = ["-" if part is None else f"{part:.2f}".removeprefix("0") for part in parts]
             cells.append(f"{told[0]} / {' '.join(told[1:5])} / {told[5]}")
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]
