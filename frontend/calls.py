@@ -11,6 +11,7 @@ from frontend.core.applications.messages import Failure, ModelAnswered, ModelFai
 from frontend.core.checks import Checked
 from frontend.core.evaluations import Evaluations
 from frontend.core.outcomes import Outcomes
+from frontend.core.output_rules import OutputFault, Shapes
 from frontend.core.requests import Call, CallPart, Completed
 from frontend.core.starting import StartingContainers
 from frontend.core.targets import Targets
@@ -18,9 +19,10 @@ from frontend.core.window import Window
 from frontend.replies import Replies
 from frontend.results import ResultsPort
 from mesh import wire
-from mesh.codes import AnswerStatus, ErrorCode, RequestOutcome
+from mesh.codes import ActionCode, AnswerStatus, ErrorCode, RequestOutcome
 from mesh.process.runtime import Runtime
 
+TOO_LARGE = frozenset({ActionCode.BAD_BATCH})  # fewer rows of these extents fit together
 log = structlog.get_logger("frontend")
 
 
@@ -77,7 +79,7 @@ class ModelCalls:
         self.window.opened(call.deadline_s - call.received_s)
         entered = self._evaluations.enter(call, checked.tensors, use_cache and call.spec.cacheable)
         if entered.outputs is not None:
-            self._answer_call(call, entered.outputs, time.monotonic(), cached=True)
+            self._answer_call(call, entered.outputs, time.monotonic(), cached=True, shapes=entered.shapes)
         for part in entered.parts:
             self._submit(part, time.monotonic())
 
@@ -100,7 +102,8 @@ class ModelCalls:
             frames=len(part.tensors) if large else 0,
             client=call.asker,
             asked_id=str(call.asked_id or call.id)[: wire.ASKED_ID_MAX] if call.ask is None else "",
-            call=0 if part is call.parts[0] else call.parts[0].number,
+            call=0 if part.number == call.first else call.first or 0,
+            extents=call.extents,
         )
         self.controllers.submit(model, message, part.tensors if large else ())
 
@@ -143,6 +146,15 @@ class ModelCalls:
         if again is not None:
             self._submit(again, time.monotonic())
             return
+        if refused.code in TOO_LARGE:
+            halves = self._requests.halve(refused.request, refused.attempt)
+            for half in halves:
+                self._submit(half, time.monotonic())
+            if halves:
+                self.controllers.cancel(
+                    controller, refused.request, RequestOutcome.IN_TIME
+                )  # the halves' outcome counts
+                return
         call = self._requests.refused(refused.request, refused.attempt)
         if call is None:
             if self._requests.ended(refused.request) and not self.controllers.told(refused.request):
@@ -162,6 +174,8 @@ class ModelCalls:
 
     def _outputs_malformed(self, call: Call, device: str) -> None:
         text = f"{device} sent outputs that are not those of {call.ref}"
+        if call.malformed:
+            text = f"{text}: {call.malformed}"
         self._amend(call, RequestOutcome.FAILED)
         for each in (call, *self._evaluations.failed(call)):
             self._answer_error(each, AnswerStatus.FAILED, ErrorCode.BAD_OUTPUTS, text)
@@ -171,11 +185,16 @@ class ModelCalls:
     def _answer_ok(self, completed: Completed, now: float) -> None:
         call = completed.call
         self.window.heard(now - call.received_s - completed.predicted_s)
-        outputs = completed.outputs()
+        try:
+            outputs, shapes = completed.joined()
+        except OutputFault as fault:
+            call.malformed = str(fault)
+            self._outputs_malformed(call, completed.device)
+            return
         current = self._targets.current(call.ref, call.spec)
-        for waited in self._evaluations.succeeded(completed, outputs, current):
-            self._answer_call(waited, outputs, now, completed)
-        self._answer_call(call, outputs, now, completed)
+        for waited in self._evaluations.succeeded(completed, outputs, current, shapes):
+            self._answer_call(waited, outputs, now, completed, shapes=shapes)
+        self._answer_call(call, outputs, now, completed, shapes=shapes)
 
     def _answer_call(
         self,
@@ -185,11 +204,12 @@ class ModelCalls:
         completed: Completed | None = None,
         *,
         cached: bool = False,
+        shapes: Shapes = (),
     ) -> None:
         if call.ask is not None:
             self._outcomes.served(call, now, cached=cached, cold=completed is not None and completed.cold)
             self._tell_applications(ModelAnswered(call.ask, outputs, cached))
-        elif not self._replies.outputs(call, outputs, completed, cached=cached):
+        elif not self._replies.outputs(call, outputs, completed, cached=cached, shapes=shapes):
             self._amend(call, RequestOutcome.LATE)
 
     def _answer_error(

@@ -15,6 +15,7 @@ import structlog
 from frontend.core.answers import error_answer, ok_answer
 from frontend.core.applications.messages import SendAnswer
 from frontend.core.outcomes import Outcomes
+from frontend.core.output_rules import Shapes
 from frontend.core.protocol import AnswerTensor, Brief, InferRequest, Request, RequestRefused, busy_answer
 from frontend.core.requests import Call, Completed
 from frontend.transport import ClientId, ClientPort
@@ -51,15 +52,18 @@ class Replies:
         completed: Completed | None = None,
         *,
         cached: bool = False,
+        shapes: Shapes = (),
     ) -> bool:
         """Answers a client's call of a model with these outputs, in the form of the request.
+
+        `shapes`: of the outputs; (): those of the spec.
 
         Returns whether that was by its deadline.
         """
         self._count(OK)
         now = time.monotonic()
         in_time = self._outcomes.served(call, now, cached=cached, cold=completed is not None and completed.cold)
-        answer = ok_answer(call, outputs, now, completed, cached=cached)
+        answer = ok_answer(call, outputs, now, completed, cached=cached, shapes=shapes)
         client: Any = call.client
         self._clients.answer(client, _encode(answer), outputs if call.framed else ())
         return in_time

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from frontend.controllers import Controllers
+from frontend.core.described import described_dims, described_tensor
 from mesh import wire
 from mesh.starting import starting_text
 
@@ -28,8 +29,9 @@ def describe_models(
                 "name": entry.name,
                 "version": entry.current,
                 "versions": list(entry.versions),
-                "inputs": [_describe(tensor) for tensor in spec.inputs] if spec else [],
-                "outputs": [_describe(tensor) for tensor in spec.outputs] if spec else [],
+                "inputs": [described_tensor(tensor) for tensor in spec.inputs] if spec else [],
+                "outputs": [described_tensor(tensor) for tensor in spec.outputs] if spec else [],
+                **described_dims(spec),
                 "slo_ms": spec.slo_ms if spec else None,
                 "batch_sizes": list(spec.batch_sizes) if spec else [],
                 "batch_max": spec.batch_max if spec else None,
@@ -85,7 +87,3 @@ def describe_members(table: wire.Table | None) -> list[dict[str, Any]]:
         }
         for m in members
     ]
-
-
-def _describe(tensor: wire.TensorSpec) -> dict[str, Any]:
-    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}

@@ -163,7 +163,7 @@ class ResultsPort:
                 self.for_nobody += 1
                 self.rows_for_nobody += answer.rows
                 continue
-            malformed = self._requests.end_if_malformed(answer.request, outputs)
+            malformed = self._requests.end_if_malformed(answer.request, outputs, answer.shapes)
             if malformed is not None:
                 self._malformed(malformed, message.device)
                 continue

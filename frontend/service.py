@@ -314,6 +314,8 @@ class FrontendService:
             weight,
             asked_id=request.asked_id and request.asked_id[: wire.ASKED_ID_MAX],
             asker=asker,
+            extents=checked.extents,
+            rules=target.outputs,
         )
         self._calls.enter(call, checked, request.cache)
 
@@ -365,7 +367,7 @@ class FrontendService:
         target = self._targets.bound[ask.model]  # the applications know the same table
         call = Call(
             APPLICATIONS, ask.number, target.ref, target.spec, ask.rows, ask.received_s, ask.deadline_s,
-            False, ask.weight, ask=ask.number, asker=ask.asker,
+            False, ask.weight, ask=ask.number, asker=ask.asker, extents=ask.extents, rules=target.outputs,
         )  # fmt: skip
         self._calls.enter(call, Checked(ask.rows, list(ask.tensors)), ask.use_cache)
 

@@ -57,8 +57,9 @@ class OutputLinks:
         action = job.action
         assert isinstance(action, wire.Infer)
         assert job.exec is not None
-        shares = outputs_by_frontend(action, job.outputs, self._device, job.exec.duration_s)
-        size = sum(map(len, job.outputs))  # all of it stays in memory while a part is kept
+        shares = outputs_by_frontend(action, job.outputs, self._device, job.exec.duration_s, job.cut)
+        # all of it stays in memory while a part is kept
+        size = sum(map(len, job.outputs)) if job.cut is None else job.cut.held_bytes
         for frontend, (message, frames) in shares.items():
             link = self._link(frontend)
             if link is None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import structlog
 
 from gpu_worker import tuning
-from gpu_worker.core.jobs import Servable
+from gpu_worker.core.fitting import servable
+from gpu_worker.core.fixed import fixed_batches
 from gpu_worker.core.ledger import Ledger, News, ReadyVersion
-from gpu_worker.core.measuring import Measurement
-from gpu_worker.core.outputs import row_bytes
 from gpu_worker.core.pump import Pump
+from gpu_worker.core.sharing import Means, MeasuredGroup
 from gpu_worker.devices.base import Device
 from gpu_worker.packages.package import Package
 from gpu_worker.preparing import PreparedVersion, Preparer
@@ -108,16 +108,24 @@ class RepositoryVersions:
             tuning.freeze()  # an executable consists of very many objects
         self._packages[ref] = package
         spec, pages = package.spec, package.pages(self._device.info.page_bytes)
-        sizes = None if self._device.info.any_batch else frozenset(Measurement(spec.batch_max).sizes)
-        self._pump.lanes.prepared(ref, Servable(pages, spec.batch_max, sizes, row_bytes(spec.outputs)))
-        group = None
+        self._serve(package, made.profile)
+        group, traits = None, self._device.traits(ref)
         if self._device.measured:
-            group = (package.architecture, self._device.traits(ref).load_from, spec.batch_max)
-        ready = ReadyVersion(ref, spec, pages, package.image_bytes, made.content, made.profile, group)
+            slo_s = spec.slo_ms / 1e3 if spec.dims else 0.0
+            group = MeasuredGroup(package.architecture, traits.load_from, spec.batch_max, spec.dims, slo_s)
+        means = Means(traits.cells, traits.memory_bytes)
+        ready = ReadyVersion(ref, spec, pages, package.image_bytes, made.content, made.profile, group, means)
         news = self._ledger.prepared(ready)
         profiled = news.reports[0].profile is not None
         log.info("prepared", ref=ref, took_s=round(took_s, 3), pages=pages, profiled=profiled)
         self._spread(news)
+
+    def _serve(self, package: Package, profile: wire.Profile | None) -> None:
+        """The lanes execute the version. `profile`: says which batches fit, if that is known."""
+        assert self._pump is not None
+        spec, pages = package.spec, package.pages(self._device.info.page_bytes)
+        sizes = None if self._device.info.any_batch else frozenset(rows for rows, _ in fixed_batches(spec).all)
+        self._pump.lanes.prepared(package.ref, servable(spec, pages, sizes, profile))
 
     def _not_prepared(self, ref: str, future: "Future[None]", faults: Sequence[str], code: PackageCode) -> None:
         if not self._is_wanted(ref, future):
@@ -176,21 +184,41 @@ class RepositoryVersions:
 
     # -- measuring ----------------------------------------------------------------------------------------------------
 
-    def executed(self, action: wire.Load | wire.Infer, duration_s: float) -> None:
+    def executed(self, action: wire.Load | wire.Infer, duration_s: float, memory_bytes: int = 0) -> None:
         """The measurement of the version, if it is being measured, has one more duration."""
         if self._ledger.is_measured(action.ref):
             traits = self._device.traits(action.ref)
-            self._spread(self._ledger.ended(action, duration_s, traits.engine, traits.load_from))
+            self._spread(self._ledger.ended(action, duration_s, traits.engine, traits.load_from, memory_bytes))
+
+    def did_not_fit(self, action: wire.Infer) -> None:
+        """The measurement of the version, if it is being measured, goes on without such batches."""
+        if self._ledger.is_measured(action.ref):
+            traits = self._device.traits(action.ref)
+            self._spread(self._ledger.did_not_fit(action, traits.engine, traits.load_from))
 
     def _spread(self, news: News) -> None:
         for ref, profile in news.profiles:
             self._keep(ref, profile)
         for report in news.reports:
-            self._send(report)
+            if report.profile is not None and report.profile.sizes:
+                self._serve(self._packages[report.ref], report.profile)
+            if report.ok:
+                self._send(report)
+            else:
+                self._loop.call_soon(self._refused, report)  # the pump is at work
+
+    def _refused(self, report: wire.Prepared) -> None:
+        """Measuring showed that the version cannot be served here: what it has is given back, and it is told why."""
+        if self._ledger.report(report.ref) is not None or report.ref in self._preparing:
+            return  # it has been prepared anew since
+        log.warning("not_served", ref=report.ref, faults=list(report.faults), code=report.code)
+        self.forget(report.ref)
+        self._send(report)
 
     def _keep(self, ref: str, profile: wire.Profile) -> None:
         try:
-            write_profile(self._packages[ref].folder, self._preparer.kind(ref), profile)
+            package = self._packages[ref]
+            write_profile(package.folder, self._preparer.kind(ref), profile, package.spec.slo_ms)
         except (OSError, NotWritten) as error:
             unheard = not self._profiles_lost
             self._profiles_lost += 1

@@ -52,7 +52,7 @@ class Preparer:
             if self.device.traits(ref).load_from == DISK:
                 _leave_to_the_disk(package.weights_file)
         if profile is None and self.device.measured:
-            profile = read_profile(package.folder, self.kind(ref), package.spec.batch_max)
+            profile = read_profile(package.folder, self.kind(ref), package.spec, self.device.traits(ref).cells)
         return PreparedVersion(package, profile, content)
 
     def kind(self, ref: str) -> str:

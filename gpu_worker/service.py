@@ -30,7 +30,8 @@ from mesh.process.runtime import Runtime
 from mesh.process.timers import Alarm
 from mesh.wire import Buffer
 
-OK, CONTENT_CHANGED, INFER = ActionCode.OK, ActionCode.CONTENT_CHANGED, ActionKind.INFER
+OK, CONTENT_CHANGED, NO_MEMORY = ActionCode.OK, ActionCode.CONTENT_CHANGED, ActionCode.NO_MEMORY
+INFER = ActionKind.INFER
 DEVICE_LOST = 3  # exit code: the device can do nothing more for this process, but perhaps for the next one
 CALL_AGAIN_S, CALL_AGAIN_S_MAX = 0.05, 0.5  # after the controller was lost: the first pause, and the longest
 CONTROLLER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToWorker])
@@ -249,7 +250,9 @@ class WorkerService:
         if result.code == CONTENT_CHANGED:
             self._hub.loop.call_soon(self.versions.withdraw, job.action.ref, result.message)  # the pump is at work
         elif result.code == OK and result.duration_s is not None:
-            self.versions.executed(job.action, result.duration_s)
+            self.versions.executed(job.action, result.duration_s, job.exec.memory_bytes if job.exec is not None else 0)
+        elif result.code == NO_MEMORY and isinstance(job.action, wire.Infer):
+            self.versions.did_not_fit(job.action)
 
     def _device_lost(self, why: str) -> None:
         """What runs on the device is reported, what waits is left to others, and the process ends for its successor."""

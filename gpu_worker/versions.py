@@ -29,8 +29,11 @@ class Versions(Protocol):
     def forget(self, ref: str) -> None:
         """The controller does not want the version any more."""
 
-    def executed(self, action: wire.Load | wire.Infer, duration_s: float) -> None:
-        """An action ended well."""
+    def executed(self, action: wire.Load | wire.Infer, duration_s: float, memory_bytes: int = 0) -> None:
+        """An action ended well. `memory_bytes`: what EXEC took; 0: that was not seen."""
+
+    def did_not_fit(self, action: wire.Infer) -> None:
+        """EXEC ended because there was not enough memory."""
 
     def withdraw(self, ref: str, why: str) -> None:
         """The files of the version have changed: it is not served any more until the controller asks for it again."""

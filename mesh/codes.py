@@ -153,8 +153,12 @@ class ErrorCode(Coded):
     UNKNOWN_VERSION = "unknown_version", 404, False, "the message says which version is deployed", AnswerStatus.INVALID
     BAD_INPUTS = "bad_inputs", None, False, "not the names of the model's inputs", AnswerStatus.INVALID
     BAD_DTYPE = "bad_dtype", None, False, "not the dtype of the model's input", AnswerStatus.INVALID
-    BAD_SHAPE = "bad_shape", None, False, "not the shape of the model's input, or too many rows", AnswerStatus.INVALID
-    BAD_DATA = "bad_data", None, False, "the bytes, or numbers, do not fit dtype and shape", AnswerStatus.INVALID
+    BAD_SHAPE = "bad_shape", None, False, (
+        "not the shape of the model's input, an extent out of range, inputs that disagree, or too many rows"
+    ), AnswerStatus.INVALID  # fmt: skip
+    BAD_DATA = "bad_data", None, False, (
+        "the bytes, numbers or strings do not fit dtype and shape, or strings are too many or too long"
+    ), AnswerStatus.INVALID  # fmt: skip
     BAD_FRAMES = "bad_frames", None, False, "not one frame for each tensor", AnswerStatus.INVALID
     BAD_SLO = "bad_slo", None, False, "`slo_ms` is out of range", AnswerStatus.INVALID
     BAD_WEIGHT = "bad_weight", None, False, "`weight` is out of range", AnswerStatus.INVALID
@@ -282,9 +286,15 @@ class PackageCode(Coded):
         "it holds for some numbers of rows only. A batch put together of several may be cut again by `chunk`, `split`, "
         "`unflatten(0, (2, -1))` or slices up to `x.shape[0]`"
     )  # fmt: skip
+    EXTENTS_FIXED = "extents_fixed", 400, False, (
+        "it holds for some extents of its open dimensions only: give `dims` a smaller range, or mend `forward`"
+    )  # fmt: skip
     NOT_EXPORTABLE = "not_exportable", 400, False, "torch.export cannot follow `forward` for another reason"
     ROWS_CHANGED = "rows_changed", 400, False, "it gives another number of rows than it gets"
     ROWS_MIXED = "rows_mixed", 400, False, "a row's answer depends on the other rows of its batch"
+    PADDING_MATTERS = "padding_matters", 400, False, (
+        "a row's answer depends on what it is filled up with: use a mask, or give `pad`, or `exact=True`"
+    )  # fmt: skip
     RANDOM = "random", 400, False, "it gives other answers to equal inputs"
     STATE_CHANGED = "state_changed", 400, False, "a call changes the model"
     BAD_OUTPUTS = "bad_outputs", 400, False, (
@@ -306,6 +316,10 @@ class PackageCode(Coded):
         "loaded: the message is the device's. Mend that and deploy it again, or deploy another version"
     )  # fmt: skip
     DEVICE_LOST = "device_lost", 400, True, "the device failed while it was prepared there"
+    NO_MEMORY = "no_memory", 400, False, (
+        "one row of the greatest extents does not fit in the device's memory; the message says what does. Write the "
+        "version with smaller ones, or allow batches more memory (`GEARMESH_BATCH_MEMORY_MB`)"
+    )  # fmt: skip
     ENDED_WORKER = "ended_worker", 400, False, "preparing it ended the worker twice"
     UNSAFE_PACKAGE = "unsafe_package", 400, False, (
         "a package holds what could run code, or harm whoever reads it: a pickle, an operation that no graph may call, "
@@ -362,6 +376,7 @@ class ActionCode(Coded):
     NO_PAGES = "no_pages", True, "not enough free pages", "of a LOAD: tried again with growing pauses"
     BAD_BATCH = "bad_batch", False, "the device cannot execute this batch size", APART
     BAD_INPUT = "bad_input", False, "the inputs do not fit the model", APART
+    NO_MEMORY = "no_memory", False, "the batch does not fit in the device's memory", APART
     NO_SLOTS = "no_slots", True, "no free buffer for inputs", "planned again, at most 3 times"
     STALE_EPOCH = "stale_epoch", True, "ordered by a controller that has been replaced", "dropped"
     OVERFULL = "overfull", True, "too many actions wait at this device", "planned again, at most 3 times"

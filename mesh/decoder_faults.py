@@ -18,7 +18,7 @@ WORDS = {  # {msgspec's term for a type: ours}
     "object": "a map", "array": "a list", "array | null": "a list", "str": "a string", "str | null": "a string",
     "int": "an integer", "int | str": "an integer or a string", "float": "a number", "float | null": "a number",
     "bool": "true or false", "bytes": "bin", "bytes | null": "bin", "ext": "an extension", "null": "nil",
-    "None": "nil", "datetime": "a timestamp",
+    "bytes | array | null": "bin or a list", "None": "nil", "datetime": "a timestamp",
 }  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""Builds the demo model repository: digits classifiers trained here in seconds, and real convolutional networks.
+"""Builds the demo model repository: digits classifiers trained here in seconds, a text encoder, and convolutional
+networks.
 
 .venv/bin/python scripts/build_models.py [--repository FOLDER] [--only NAME ...] [--force] [--copies N [--alias]]
 
@@ -29,6 +30,7 @@ from mesh.codes import PackageCode
 from mesh.errors import PackageError
 from mesh.process.configuration import read_settings
 from mesh.process.repository import versions_in
+from scripts.peers import encoder
 from scripts.rigs.model_copies import make_copies, why_alias
 
 Floats = npt.NDArray[np.float32]
@@ -162,10 +164,22 @@ def build_noop(repository: Path, name: str) -> str:
     return f"version {package.folder.name}, 16 floats in, 16 floats out"
 
 
+def build_encoder(repository: Path, name: str) -> str:
+    """Writes the package of a text encoder that takes texts of any length. Returns a line about it."""
+    words = ("int64", ("words",)), ("bool", ("words",))
+    package = put(
+        repository, name, encoder.build(), inputs={"ids": words[0], "mask": words[1]}, outputs=["vector"],
+        dims={"words": (1, encoder.LONGEST)}, batch_max=16, slo_ms=1000.0,
+        description="random weights: texts that share words are alike",
+    )  # fmt: skip
+    return f"version {package.folder.name}, texts of 1 to {encoder.LONGEST} words"
+
+
 BUILDERS: dict[str, Callable[[Path, str], str]] = {
     "digits_linear": lambda repository, name: build_digits(repository, name, linear, 60),
     "digits_mlp": lambda repository, name: build_digits(repository, name, mlp, 40),
     "digits_cnn": lambda repository, name: build_digits(repository, name, cnn, 20),
+    "text_encoder": build_encoder,
     "resnet18": build_resnet,
     "resnet50": build_resnet,
     "noop": build_noop,

@@ -28,6 +28,7 @@ from mesh.process.configuration import read_settings
 from mesh.process.settings import Settings
 from scripts.build_models import digits
 from scripts.rigs.demo_application import show_application
+from scripts.rigs.demo_texts import show_texts
 
 Array = npt.NDArray[Any]
 READY_S_MAX = 300.0  # the first start measures every model
@@ -88,6 +89,7 @@ async def _show(session: AsyncClient, settings: Settings, log_file: Path) -> int
     console.print(f"[green]ready[/] after {time.monotonic() - began_s:.1f} s; the services' logs are in {log_file}\n")
     right = await _show_digits(session, [name for name in ready if name.startswith("digits")])
     right = await show_application(session, [name for name in ready if name.startswith("digits")], console) and right
+    right = await show_texts(session, [name for name in ready if name == "text_encoder"], console) and right
     right = await _show_photos(session, [name for name in ready if name.startswith("resnet")]) and right
     await _show_refusal(session, ready)
     return 0 if right and ready else 1

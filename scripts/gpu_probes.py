@@ -183,14 +183,15 @@ class Bench:
         executable = build(self.driver, package, image.tensor, execution_buffer, chosen)
         built_s = time.perf_counter() - began_s
         sizes = []
-        for size in executable.sizes:
-            durations, _ = self.timed(self.streams["exec"], executable.replays[size], share=0.25 if every else 1.0)
+        for cell, replay in sorted(executable.replays.items()):
+            durations, _ = self.timed(self.streams["exec"], replay, share=0.25 if every else 1.0)
+            size, _ = cell
             sizes.append({"batch": size, "ms": spread(durations, 1e-3)})
         issue: list[float] = []
         began_s = time.perf_counter()
         while len(issue) < 2000 and time.perf_counter() - began_s < self.seconds:
             issued_s = time.perf_counter()
-            self.streams["exec"].run(executable.replays[1])
+            self.streams["exec"].run(executable.replays[1, ()])
             issue.append(time.perf_counter() - issued_s)
             self.streams["exec"].record(self.events[0])
             self.events[0].synchronize()
@@ -198,7 +199,7 @@ class Bench:
             "model": package.ref,
             "weights_mb": round(package.image_bytes / 1e6, 1),
             "captured_in_s": round(built_s, 2),
-            "mb_per_graph": round(executable.graph_bytes / len(executable.sizes) / 1e6, 3),
+            "mb_per_graph": round(executable.graph_bytes / len(executable.replays) / 1e6, 3),
             "issue_us": spread(issue, 1e-6),
             "replay": sizes,
         }

@@ -11,6 +11,7 @@ from controller.core.queues import Request
 from controller.core.state import ShardState
 from mesh import wire
 from mesh.codes import ActionKind
+from mesh.sizes import Extents
 
 LOAD, UNLOAD, INFER = ActionKind.LOAD, ActionKind.UNLOAD, ActionKind.INFER
 
@@ -33,13 +34,16 @@ class Actions:
         expected_s: float,
         latest_s: float | None,
         now: float,
+        extents: Extents = (),
     ) -> ToWorker:
         """An INFER of `batch` rows goes to the device, where the version is resident or loading.
+
+        `extents`: what EXEC computes, in the version's open dimensions.
 
         Without requests it is a measuring run; without `latest_s` it may start until it is overdue.
         """
         action = self._make(INFER, ref, expected_s, now)
-        action.batch, action.requests = batch, requests
+        action.batch, action.requests, action.extents = batch, requests, extents
         device.infer_sent(action, start_s, latest_s, now)
         parts, frames = _parts(requests)
         message = wire.Infer(
@@ -52,6 +56,7 @@ class Actions:
             parts=parts,
             overdue_s=action.hangs_s + device.offset_s if action.hangs_s else 0.0,
             cold_s=action.cold_s,
+            extents=extents,
         )
         return ToWorker(device.worker, message, frames)
 

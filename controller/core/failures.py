@@ -8,6 +8,7 @@ DOUBLINGS_MAX = 30  # of a pause that doubles with each failure: every one has a
 INFER_FINAL = frozenset(
     (
         ActionCode.DEVICE_ERROR, ActionCode.MODEL_ERROR, ActionCode.BAD_INPUT, ActionCode.BAD_BATCH,
+        ActionCode.NO_MEMORY,
         ActionCode.ROWS_CHANGED, ActionCode.BAD_OUTPUTS,
     )
 )  # fmt: skip

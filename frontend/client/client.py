@@ -87,6 +87,8 @@ class Client:
     ) -> Prediction:
         """The answer of a model, or of the application `app`, to `x`: [rows, ...] or one row, or {name: array}.
 
+        Arrays have any extents in the model's open dimensions. Strings are lists or arrays of `str` or `bytes`, and
+        come back as arrays of the dtype `object`.
         `slo_ms`: budget from receipt to answer; None: the model's or application's own. `timeout_s`: it is given up
         after so long, with code `no_answer`; None: a second after its budget. `options`: context, cache, weight,
         version. Raises: RequestError, one of its subclasses.

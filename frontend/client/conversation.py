@@ -1,6 +1,6 @@
 """What both Python clients say and understand: requests worded, answers read, errors named. No sockets, no time.
 
-Needs msgpack's maps and numpy; of gearmesh only the codes, which are plain data.
+Needs msgpack's maps and numpy; of gearmesh only the codes, which are plain data, and the layout of strings.
 """
 
 import itertools
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from . import strings
 from .codes import AnswerStatus, ErrorCode
 
 FRAMED_BYTES = 64 * 1024  # larger tensors travel as frames of their own, not copied
@@ -151,33 +152,43 @@ class Conversation:
         tensors = self._tensors(target, x)
         message: dict[str, Any] = {"op": "infer", "id": call, "app" if target.app else "model": target.name, **options}
         frames: list[Any] = []
-        framed = sum(array.nbytes for _, array in tensors) > FRAMED_BYTES
+        framed = sum(tensor.size for tensor in tensors) > FRAMED_BYTES
         inputs = []
-        for name, array in tensors:
-            entry: dict[str, Any] = {"name": name, "dtype": array.dtype.name, "shape": list(array.shape)}
+        for tensor in tensors:
+            entry: dict[str, Any] = {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.array.shape)}
             if framed:
-                frames.append(array.reshape(-1).view(np.uint8).data)
+                frames.append(tensor.frame())
             else:
-                entry["data"] = array.tobytes()
+                entry["data"] = tensor.data()
             inputs.append(entry)
         message["inputs"] = inputs
         return message, frames
 
-    def _tensors(self, target: "RequestTarget", x: Inputs) -> list[tuple[str, Array]]:
-        """(name, array) in the model's dtypes, contiguous and little endian; a single row gets a batch dimension."""
+    def _tensors(self, target: "RequestTarget", x: Inputs) -> "list[SentTensor]":
+        """The inputs in the model's dtypes, contiguous and little endian; a single row gets a batch dimension."""
         specs = self.spec(target).get("inputs", [])
-        if not isinstance(x, Mapping):
-            x = {specs[0]["name"] if specs else "x": np.asarray(x)}
+        given: Mapping[str, Any] = x if isinstance(x, Mapping) else {specs[0]["name"] if specs else "x": x}
         by_name = {spec["name"]: spec for spec in specs}
         tensors = []
-        for name, value in x.items():
+        for name, value in given.items():
             array = np.asarray(value)
+            if array.dtype.kind in strings.FIXED_KINDS and not isinstance(value, np.ndarray):
+                array = np.asarray(value, object)  # numpy's own strings lose zeros at their ends
             spec = by_name.get(name)
+            dtype = strings.dtype_of(array)
             if spec is not None:
-                array = converted(array, np.dtype(spec["dtype"]))
+                due = spec["dtype"]
+                if due not in strings.VARIABLE:
+                    array = converted(array, np.dtype(due))
+                elif dtype is not None:
+                    dtype = due
                 if array.ndim == len(spec["shape"]) - 1:
                     array = array[np.newaxis]
-            tensors.append((name, np.ascontiguousarray(array, array.dtype.newbyteorder("<"))))
+            if dtype is None:
+                array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+                tensors.append(SentTensor(name, array.dtype.name, array))
+            else:
+                tensors.append(SentTensor(name, dtype, array, strings.elements_of(array, dtype)))
         return tensors
 
     def too_large(self, frames: Sequence[Any]) -> Invalid | None:
@@ -200,6 +211,9 @@ class Conversation:
         outputs = {}
         for i, tensor in enumerate(header.pop("outputs")):
             data = frames[i] if frames else tensor["data"]
+            if tensor["dtype"] in strings.VARIABLE:
+                outputs[tensor["name"]] = strings.array_of(data, tensor["dtype"], tensor["shape"])
+                continue
             dtype = np.dtype(tensor["dtype"]).newbyteorder("<")
             outputs[tensor["name"]] = np.frombuffer(data, dtype).reshape(tensor["shape"])
         return Prediction(
@@ -222,6 +236,31 @@ class Conversation:
             header.get("batch_padded"),
             header.get("request"),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class SentTensor:
+    """One input of a request, as it travels."""
+
+    name: str
+    dtype: str  # of the protocol
+    array: Array
+    elements: list[Any] | None = None  # of strings and byte strings, in C order
+
+    @property
+    def size(self) -> int:
+        """Bytes of its data."""
+        return self.array.nbytes if self.elements is None else strings.size_of(self.elements)
+
+    def data(self) -> Any:
+        """As a message has it."""
+        return self.array.tobytes() if self.elements is None else self.elements
+
+    def frame(self) -> Any:
+        """As a frame of its own, not copied if it is one of numbers. Raises: TypeError."""
+        if self.elements is None:
+            return self.array.reshape(-1).view(np.uint8).data
+        return strings.packed(self.elements)
 
 
 def error_answer(status: AnswerStatus, code: ErrorCode, message: str, **fields: Any) -> dict[str, Any]:

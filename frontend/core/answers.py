@@ -1,30 +1,42 @@
 """Answers of the public protocol for calls that have ended. Pure."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from frontend.core.elements import listed
+from frontend.core.output_rules import Shapes
 from frontend.core.protocol import AnswerTensor, ClientAnswer, Error
 from frontend.core.requests import Call, Completed
 from mesh import wire
 from mesh.codes import AnswerStatus
+from mesh.tensors import VARIABLE
 
 OK = AnswerStatus.OK  # for what runs for every request
 
 
 def ok_answer(
-    call: Call, outputs: Sequence[Any], now: float, completed: Completed | None = None, *, cached: bool = False
+    call: Call,
+    outputs: Sequence[Any],
+    now: float,
+    completed: Completed | None = None,
+    *,
+    cached: bool = False,
+    shapes: Shapes = (),
 ) -> ClientAnswer:
     """The ok answer of a call, from the cache if `completed` is None.
 
     `completed` may be of another call, which this one waited for: then `request` is that one's number.
 
-    Outputs of a framed call travel as frames beside it.
+    Outputs of a framed call travel as frames beside it. `shapes`: of the outputs; (): those of the spec.
     """
     name, version = wire.split_ref(call.ref)
     return ClientAnswer(
         id=call.id,
         status=OK,
-        outputs=[
+        outputs=_tensors(call, outputs, shapes)
+        if call.rules is not None
+        else [
             AnswerTensor(spec.name, spec.dtype, (call.rows, *spec.shape[1:]), None if call.framed else data)
             for spec, data in zip(call.spec.outputs, outputs, strict=True)
         ],
@@ -39,6 +51,15 @@ def ok_answer(
         batch_padded=(completed.batch_padded or None) if completed is not None else None,
         request=completed.call.number if completed is not None else None,
     )
+
+
+def _tensors(call: Call, outputs: Sequence[Any], shapes: Shapes) -> list[AnswerTensor]:
+    """The outputs of a call that have shapes of their own."""
+    tensors = []
+    for spec, data, shape in zip(call.spec.outputs, outputs, shapes, strict=True):
+        inside = listed(data, math.prod(shape), spec.dtype) if spec.dtype in VARIABLE and not call.framed else data
+        tensors.append(AnswerTensor(spec.name, spec.dtype, shape, None if call.framed else inside))
+    return tensors
 
 
 def error_answer(

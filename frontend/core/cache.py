@@ -1,9 +1,9 @@
 """The prediction cache: the outputs of a model's version for an input. Pure.
 
-An entry is found by a hash of model, version, build (`ref` names all three) and the whole input, and is used only if
-the input's bytes are equal. Bounded in bytes: inputs, outputs and the entry itself. Eviction is CLOCK: an entry that
-was used since the hand last passed it stays for another round. Queries in flight are tracked too, so that identical
-ones wait for one evaluation.
+An entry is found by a hash of model, version, build (`ref` names all three) and the whole input. It is used only if the
+input's bytes are equal, and its shapes where a model has open dimensions. Bounded in bytes: inputs, outputs and the
+entry itself. Eviction is CLOCK: an entry that was used since the hand last passed it stays for another round. Queries
+in flight are tracked too, so that identical ones wait for one evaluation.
 """
 
 import heapq
@@ -14,7 +14,10 @@ from typing import Generic, TypeVar
 
 import xxhash
 
+from frontend.core.output_rules import Shapes
+
 Bytes = bytes | memoryview
+Sizes = tuple[int, ...]  # rows and extents of the inputs, where their bytes do not tell them; else ()
 ENTRY_BYTES = 512  # size of an entry without its tensors: objects, keys, slots
 W = TypeVar("W")
 
@@ -28,6 +31,8 @@ class Entry:
     outputs: tuple[bytes, ...]
     size: int  # bytes
     used: bool = False  # since the hand last passed
+    sizes: Sizes = ()
+    shapes: Shapes = ()  # of the outputs
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +43,7 @@ class Flight(Generic[W]):
     ref: str
     inputs: Sequence[Bytes]
     leader: W
+    sizes: Sizes = ()
     followers: dict[W, float] = field(default_factory=dict)  # {query that waits for it: its deadline}
     _urgency: list[tuple[float, int, W]] = field(default_factory=list)  # heap of them; may hold some that have left
 
@@ -95,37 +101,42 @@ class PredictionCache(Generic[W]):
         """Whether the cache is in use."""
         return self.bytes_max > 0
 
-    def key(self, ref: str, inputs: Sequence[Bytes]) -> int:
+    def key(self, ref: str, inputs: Sequence[Bytes], sizes: Sizes = ()) -> int:
         """The hash of this query."""
-        return self.hash_of(ref, inputs)
+        return self.hash_of(f"{ref} {sizes}" if sizes else ref, inputs)
 
-    def get(self, key: int, ref: str, inputs: Sequence[Bytes]) -> tuple[bytes, ...] | None:
+    def get(self, key: int, ref: str, inputs: Sequence[Bytes], sizes: Sizes = ()) -> tuple[bytes, ...] | None:
         """The outputs for exactly this input, one buffer each; None if they are not cached."""
+        entry = self.find(key, ref, inputs, sizes)
+        return None if entry is None else entry.outputs
+
+    def find(self, key: int, ref: str, inputs: Sequence[Bytes], sizes: Sizes = ()) -> Entry | None:
+        """The prediction for exactly this input; None if it is not cached."""
         entry = self._ring.get(key)
         if entry is None:
             self.misses += 1
             return None
-        if entry.ref != ref or not _equal(entry.inputs, inputs):
+        if entry.ref != ref or entry.sizes != sizes or not _equal(entry.inputs, inputs):
             self.collisions += 1
             self.misses += 1
             return None
         entry.used = True
         self.hits += 1
-        return entry.outputs
+        return entry
 
-    def flight(self, key: int, ref: str, inputs: Sequence[Bytes]) -> Flight[W] | None:
+    def flight(self, key: int, ref: str, inputs: Sequence[Bytes], sizes: Sizes = ()) -> Flight[W] | None:
         """The evaluation of exactly this input that is in flight; None if there is none."""
         flight = self._flights.get(key)
-        if flight is None or flight.ref != ref or not _equal(flight.inputs, inputs):
+        if flight is None or flight.ref != ref or flight.sizes != sizes or not _equal(flight.inputs, inputs):
             return None
         return flight
 
-    def lead(self, key: int, ref: str, inputs: Sequence[Bytes], leader: W) -> Flight[W]:
+    def lead(self, key: int, ref: str, inputs: Sequence[Bytes], leader: W, sizes: Sizes = ()) -> Flight[W]:
         """Tracks the evaluation of `leader`; later identical queries may follow it.
 
         The newest flight is the one followed.
         """
-        flight = self._flights[key] = Flight(key, ref, inputs, leader)
+        flight = self._flights[key] = Flight(key, ref, inputs, leader, sizes)
         return flight
 
     def follow(self, flight: Flight[W], waiting: W, deadline_s: float) -> None:
@@ -142,7 +153,7 @@ class PredictionCache(Generic[W]):
         flight.followers.clear()
         return followers
 
-    def put(self, flight: Flight[W], outputs: Sequence[Bytes]) -> None:
+    def put(self, flight: Flight[W], outputs: Sequence[Bytes], shapes: Shapes = ()) -> None:
         """Stores the prediction if it fits at all; entries that were not used lately are evicted for it."""
         size = ENTRY_BYTES + sum(map(len, flight.inputs)) + sum(map(len, outputs))
         if size > self.bytes_max:
@@ -150,7 +161,8 @@ class PredictionCache(Generic[W]):
         self._drop(flight.key)
         inputs = tuple(bytes(data) for data in flight.inputs)
         self._make_room(size)
-        self._ring[flight.key] = Entry(flight.ref, inputs, tuple(bytes(data) for data in outputs), size)
+        copied = tuple(bytes(data) for data in outputs)
+        self._ring[flight.key] = Entry(flight.ref, inputs, copied, size, sizes=flight.sizes, shapes=shapes)
         self.size += size
 
     def keep_only(self, refs: Iterable[str]) -> None:

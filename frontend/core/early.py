@@ -27,7 +27,7 @@ class Early:
     def size(self) -> int:
         """Bytes of its inputs."""
         inside = self.request.inputs if isinstance(self.request, protocol.InferRequest) else ()
-        return sum(map(len, self.frames)) + sum(len(tensor.data or b"") for tensor in inside)
+        return sum(map(len, self.frames)) + sum(tensor.data_bytes for tensor in inside)
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from frontend.core.cache import Flight, PredictionCache
+from frontend.core.output_rules import Shapes
 from frontend.core.requests import Call, CallPart, Completed, RequestTable
 
 Tensors = Sequence[bytes | memoryview]
@@ -18,6 +19,7 @@ class EvaluationStart:
 
     outputs: tuple[bytes, ...] | None = None
     parts: Sequence[CallPart] = ()
+    shapes: Shapes = ()  # of the outputs; (): those of the spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +46,24 @@ class Evaluations:
         if not cached or not cache.on:
             return EvaluationStart(parts=self.table.open(call, tensors))
         edition = call.spec.edition(call.ref)
-        key = cache.key(edition, tensors)
-        outputs = cache.get(key, edition, tensors)
-        if outputs is not None:
+        sizes = call.sizes
+        key = cache.key(edition, tensors, sizes)
+        known = cache.find(key, edition, tensors, sizes)
+        if known is not None:
             call.answered = True
-            return EvaluationStart(outputs=outputs)
-        flight = cache.flight(key, edition, tensors)
+            return EvaluationStart(outputs=known.outputs, shapes=known.shapes)
+        flight = cache.flight(key, edition, tensors, sizes)
         if flight is not None and flight.leader.deadline_s <= call.deadline_s:  # a later flight may end too late
             cache.follow(flight, call, call.deadline_s)
             call.flight = flight
             self.table.wait(call)
             return EvaluationStart()
-        call.flight = cache.lead(key, edition, tensors, call)
+        call.flight = cache.lead(key, edition, tensors, call, sizes)
         return EvaluationStart(parts=self.table.open(call, tensors))
 
-    def succeeded(self, completed: Completed, outputs: Sequence[bytes], remember: bool) -> list[Call]:
+    def succeeded(
+        self, completed: Completed, outputs: Sequence[bytes], remember: bool, shapes: Shapes = ()
+    ) -> list[Call]:
         """A call has its outputs; they are cached if `remember`.
 
         Returns the calls that waited for them; they have ended.
@@ -68,7 +73,7 @@ class Evaluations:
             return []
         followers = self._end_all(flight)
         if remember:
-            self.cache.put(flight, outputs)
+            self.cache.put(flight, outputs, shapes)
         return followers
 
     def failed(self, call: Call) -> list[Call]:

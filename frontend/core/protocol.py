@@ -1,7 +1,8 @@
 """The public messages, how they are read, and what is wrong with them; docs/protocol.md tells other languages.
 
 A message is one frame, a msgpack map with the tensors inside; or a header frame whose tensors have no `data`, followed
-by one raw frame per tensor, in order. The answer comes in the form of the request.
+by one raw frame per tensor, in order. The answer comes in the form of the request. Strings and byte strings are lists
+in the map, and packed in frames.
 """
 
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ from typing import Annotated, Any
 
 import msgspec
 
+from frontend.core.elements import ELEMENTS_MAX, LISTED_BYTES_MAX, bytes_of, list_length
 from mesh.codes import AnswerStatus, ErrorCode
 from mesh.decoder_faults import FaultKind, read_fault
 
 ID_LENGTH_MAX = 256
 SMALL_BYTES = 4 * ID_LENGTH_MAX + 8  # an id, encoded, has no more
 LARGE_BYTES = 1 << 20  # of a value of any form; a larger message is looked at before it is decoded
+LISTS_BYTES = 1 << 16  # in a larger message the items of lists are counted before they are decoded
 DIMENSIONS_MAX, INPUTS_MAX = 64, 1024  # of a tensor, of a request: longer lists are not decoded at all
 OPS = (
     "infer", "cancel", "models", "status", "ping", "create_app", "update_app", "delete_app", "apps", "feedback",
@@ -32,7 +35,13 @@ class RequestTensor(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     dtype: str
     shape: Annotated[list[int], msgspec.Meta(max_length=DIMENSIONS_MAX)]
-    data: memoryview | None = None  # C order, little endian; absent if the bytes follow as a frame
+    data: memoryview | list[msgspec.Raw] | None = None  # C order, little endian; strings: a list; None: a frame follows
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of the data that is here."""
+        data = self.data
+        return bytes_of(data) if isinstance(data, list) else len(data or b"")
 
 
 class InferRequest(msgspec.Struct, tag_field="op", tag="infer", forbid_unknown_fields=True):
@@ -137,6 +146,19 @@ class LargeMessage(msgspec.Struct):
     loss: msgspec.Raw = ABSENT
 
 
+class LargeTensor(msgspec.Struct):
+    """As much of an input as its first check needs."""
+
+    data: msgspec.Raw = ABSENT
+
+
+class LargeRequest(msgspec.Struct):
+    """As much of a request with many, or large, lists as its first check needs."""
+
+    id: Id
+    inputs: Annotated[list[LargeTensor], msgspec.Meta(max_length=INPUTS_MAX)] = []
+
+
 class Told(msgspec.Struct):
     """What a message that is not valid tells of itself: what else is in it is skipped, however much that is."""
 
@@ -224,6 +246,7 @@ class RequestRefused(Exception):
 
 _decoder = msgspec.msgpack.Decoder(Request)
 _large = msgspec.msgpack.Decoder(LargeMessage)
+_lists = msgspec.msgpack.Decoder(LargeRequest)
 _anything = msgspec.msgpack.Decoder()
 _told = msgspec.msgpack.Decoder(Told)
 _brief = msgspec.msgpack.Decoder(Brief)
@@ -232,8 +255,10 @@ _encode = msgspec.msgpack.Encoder().encode
 
 def decode(header: bytes | memoryview) -> Request:
     """The request in a header frame. Raises: RequestRefused."""
-    if len(header) > LARGE_BYTES:
-        _check_large(header)
+    if len(header) > LISTS_BYTES:
+        _check_lists(header)
+        if len(header) > LARGE_BYTES:
+            _check_large(header)
     try:
         request: Request = _decoder.decode(header)
     except RecursionError:
@@ -305,6 +330,30 @@ def _check_large(header: bytes | memoryview) -> None:
         if size > LARGE_BYTES:
             text = f"{name}: it has at most {LARGE_BYTES} bytes; got {size}"
             raise RequestRefused(ErrorCode.BAD_FIELD, text, name, found.id)
+
+
+def _check_lists(header: bytes | memoryview) -> None:
+    """Lists of strings may not hold so much that nobody else is served meanwhile. Raises: RequestRefused."""
+    try:
+        found = _lists.decode(header)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return  # it is found out what is wrong
+    count = size = 0
+    for place, tensor in enumerate(found.inputs):
+        items = list_length(tensor.data)
+        count += items
+        size += len(memoryview(tensor.data)) if items else 0
+        check_elements(count, f"inputs[{place}].data", found.id)
+        if size > LISTED_BYTES_MAX:
+            text = f"lists have at most {LISTED_BYTES_MAX} bytes; got {size}: larger ones travel as frames"
+            raise RequestRefused(ErrorCode.BAD_DATA, f"inputs[{place}].data: {text}", f"inputs[{place}].data", found.id)
+
+
+def check_elements(count: int, field: str, request_id: Id) -> None:
+    """Returns if a request may have so many strings, and byte strings, up to this field. Raises: RequestRefused."""
+    if count > ELEMENTS_MAX:
+        text = f"{field}: a request has at most {ELEMENTS_MAX} strings; got {count}: send them in several"
+        raise RequestRefused(ErrorCode.BAD_DATA, text, field, request_id)
 
 
 def _small(value: msgspec.Raw) -> Any:

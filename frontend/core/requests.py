@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from frontend.core.by_client import OpenByClient
+from frontend.core.output_rules import OutputFault, OutputPart, OutputRules, Shapes
 from frontend.core.shares import Shares, fit_all, fits
+from frontend.core.splitting import split
 from mesh import wire
+from mesh.sizes import Extents
 from mesh.tensors import byte_count
 
 REFUSAL_S = 0.015  # a call waits at least this long, so that a refusal arrives with its reason even on a smaller budget
@@ -39,11 +42,20 @@ class Call:
     asked_id: str | None = None  # for the log, in place of `id`
     asker: int = 0  # who asks, as the controller tells clients apart
     flight: Any = None  # in the prediction cache, if this call leads or follows one
+    extents: Extents = ()  # of its inputs, in the model's open dimensions
+    rules: OutputRules | None = None  # for its outputs; None: their shapes are those of the spec
+    malformed: str = ""  # why outputs that came were not those of the model
+    first: int | None = None  # number of its first part, which may be in halves by now; None: it has no parts
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What its inputs' bytes do not tell of their shapes; empty if they tell everything."""
+        return (self.rows, *self.extents) if self.extents else ()
 
     @property
     def number(self) -> int | None:
         """The number that a controller's log has of it: its first part's; None if it has no parts."""
-        return self.parts[0].number if self.parts else None
+        return self.first
 
     @property
     def submitted(self) -> bool:
@@ -62,6 +74,7 @@ class CallPart:
     controller: str | None = None  # member id of its controller; None: not submitted, or that controller was lost
     attempt: int = -1  # of the last submission
     outputs: Sequence[Any] | None = None  # one buffer per output
+    shapes: Shapes = ()  # of the outputs
     inherited: bool = False  # it was last submitted for another call, which is gone, with the budget of that one
 
 
@@ -78,10 +91,18 @@ class Completed:
     pieces: Sequence[Sequence[Any]] = field(default=(), compare=False)  # outputs of each part
 
     def outputs(self) -> list[Any]:
-        """One buffer per output, with all rows; copied only if the call was split."""
+        """One buffer per output, with all rows; copied only if the call was split. Raises: OutputFault, as `joined`."""
+        return self.joined()[0]
+
+    def joined(self) -> tuple[list[Any], Shapes]:
+        """The outputs and their shapes; (): the spec's. Raises: OutputFault, if the parts' do not fit together."""
+        rules = self.call.rules
+        if rules is not None:
+            parts = zip(self.call.parts, self.pieces, strict=True)
+            return rules.joined([OutputPart(part.rows, outputs, part.shapes) for part, outputs in parts])
         if len(self.pieces) == 1:
-            return list(self.pieces[0])
-        return [b"".join(column) for column in zip(*self.pieces, strict=True)]
+            return list(self.pieces[0]), ()
+        return [b"".join(column) for column in zip(*self.pieces, strict=True)], ()
 
 
 @dataclass(slots=True)
@@ -160,15 +181,12 @@ class RequestTable:
 
     def start(self, call: Call, tensors: Sequence[bytes | memoryview]) -> list[CallPart]:
         """Gives an open call without parts its parts, and returns them, to be submitted."""
-        batch_max = call.spec.batch_max
-        if call.rows <= batch_max:
-            self._add(call, call.rows, tensors)
+        if call.rows <= call.spec.batch_max:
+            call.parts.append(self._add(call, call.rows, tensors))
         else:
-            views = [memoryview(tensor) for tensor in tensors]
-            widths = [len(view) // call.rows for view in views]
-            for start in range(0, call.rows, batch_max):
-                rows = min(batch_max, call.rows - start)
-                self._add(call, rows, [v[start * w : (start + rows) * w] for v, w in zip(views, widths, strict=True)])
+            for rows, parted in split(call.spec, call.rows, call.extents, tensors, call.spec.batch_max):
+                call.parts.append(self._add(call, rows, parted))
+        call.first = call.parts[0].number
         call.missing = len(call.parts)
         call.size = sum(map(len, tensors))
         self.bytes_held += call.size
@@ -187,6 +205,7 @@ class RequestTable:
         """
         heir.parts, call.parts = call.parts, []
         heir.missing, call.missing = call.missing, 0
+        heir.first, call.first = call.first, None
         heir.size, call.size = call.size, 0
         self._shares.add_bytes(call.asker, -heir.size)
         self._shares.add_bytes(heir.asker, heir.size)
@@ -195,11 +214,32 @@ class RequestTable:
             part.inherited = True
         self._end(call)
 
-    def _add(self, call: Call, rows: int, tensors: Sequence[bytes | memoryview]) -> None:
+    def halve(self, number: int, attempt: int) -> Sequence[CallPart]:
+        """A part was refused for its rows, of which fewer fit together: two take its place, and are to be submitted.
+
+        None do if its model has no open dimensions, as then the spec says how many fit; or if it has one row; or if its
+        call has ended, or there is a later attempt.
+        """
+        part = self._parts.get(number)
+        if part is None or attempt < part.attempt or part.rows < 2 or not part.call.spec.dims:
+            return ()
+        call = part.call
+        most = (part.rows + 1) // 2
+        halves = [
+            self._add(call, rows, tensors)
+            for rows, tensors in split(call.spec, part.rows, call.extents, part.tensors, most)
+        ]
+        place = call.parts.index(part)
+        call.parts[place : place + 1] = halves
+        call.missing += len(halves) - 1
+        del self._parts[number]
+        part.tensors = ()
+        return halves
+
+    def _add(self, call: Call, rows: int, tensors: Sequence[bytes | memoryview]) -> CallPart:
         self._count += 1
-        part = CallPart(call, self._count, rows, tensors)
-        call.parts.append(part)
-        self._parts[part.number] = part
+        part = self._parts[self._count] = CallPart(call, self._count, rows, tensors)
+        return part
 
     def submitted(self, part: CallPart, controller: str) -> int:
         """Records that the part goes to this controller. Returns the number of the attempt."""
@@ -234,10 +274,22 @@ class RequestTable:
         self._end(part.call)
         return Completed(part.call, batch_size, predicted_s, device, cold, batch_padded, pieces)
 
-    def end_if_malformed(self, number: int, outputs: Sequence[bytes | memoryview]) -> Call | None:
-        """Checks a part's outputs: if their number or sizes are not the model's, ends the call and returns it."""
+    def end_if_malformed(self, number: int, outputs: Sequence[bytes | memoryview], shapes: Shapes = ()) -> Call | None:
+        """Checks a part's outputs: if their number or sizes are not the model's, ends the call and returns it.
+
+        `shapes`: as the worker tells them; they count for the part from now on, if they can be.
+        """
         part = self._parts.get(number)
         if part is None:
+            return None
+        rules = part.call.rules
+        if rules is not None:
+            try:
+                part.shapes = rules.checked(part.rows, part.call.extents, shapes, outputs)
+            except OutputFault as fault:
+                part.call.malformed = str(fault)
+                self._end(part.call)
+                return part.call
             return None
         wanted = part.call.spec.outputs
         if len(outputs) == len(wanted) and all(
@@ -338,6 +390,7 @@ class RequestTable:
             assert all(part.call is call for part in call.parts)
             assert call.missing == sum(part.outputs is None for part in call.parts)
             assert call.missing > 0 or not call.parts
+            assert (call.first is None) == (not call.parts)
         open_parts = {p.number for call in calls for p in call.parts if p.outputs is None}
         assert open_parts == self._parts.keys()
         assert self.bytes_held == sum(call.size for call in calls if call.parts)

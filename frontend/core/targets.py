@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from frontend.core import checks, protocol
 from frontend.core.checks import InputRules
+from frontend.core.output_rules import OutputRules, rules_of
 from frontend.core.protocol import RequestRefused
 from mesh import wire
 from mesh.codes import AnswerStatus, ErrorCode
@@ -19,6 +20,7 @@ class BoundVersion:
     ref: str
     spec: wire.ModelSpec
     rules: InputRules
+    outputs: OutputRules | None = None  # None: their shapes are those of the spec
 
 
 class Targets:
@@ -38,6 +40,7 @@ class Targets:
                 wire.ref_of(entry.name, entry.current),
                 entry.spec,
                 InputRules(entry.spec, self._rows_max),
+                rules_of(entry.spec),
             )
             for entry in self.models.values()
             if entry.current is not None and entry.spec is not None

@@ -25,7 +25,7 @@ def server_metadata(version: str) -> dict[str, Any]:
 
 def model_metadata(model: Described) -> dict[str, Any]:
     """GET /v2/models/NAME."""
-    shown = ("slo_ms", "batch_max", "ready", "preparing", "fault", "fault_code", "labels")
+    shown = ("slo_ms", "batch_max", "ready", "preparing", "fault", "fault_code", "labels", "dims")
     return {
         "name": model["name"],
         "versions": list(model["versions"]),
@@ -38,7 +38,10 @@ def model_metadata(model: Described) -> dict[str, Any]:
 
 def application_metadata(app: Described) -> dict[str, Any]:
     """GET /v2/applications/NAME: as of a model, with the application's definition and what it learned added."""
-    shown = ("models", "policy", "policy_args", "slo_ms", "confidence_min", "context", "weights", "learned", "counts")
+    shown = (
+        "models", "policy", "policy_args", "slo_ms", "confidence_min", "context", "weights", "learned", "counts",
+        "dims",
+    )  # fmt: skip
     return {
         "name": app["name"],
         "versions": [],
@@ -50,7 +53,9 @@ def application_metadata(app: Described) -> dict[str, Any]:
 
 
 def _tensor(tensor: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": tensor["name"], "datatype": NAMES[tensor["dtype"]], "shape": list(tensor["shape"])}
+    told = {"name": tensor["name"], "datatype": NAMES[tensor["dtype"]], "shape": list(tensor["shape"])}
+    parameters = {key: tensor[key] for key in ("dim_names", "owner", "count") if key in tensor}
+    return {**told, "parameters": parameters} if parameters else told
 
 
 def why_not_ready(status: Mapping[str, Any]) -> str | None:

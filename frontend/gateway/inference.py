@@ -12,10 +12,22 @@ import msgspec
 
 from frontend.client.conversation import Prediction
 from frontend.gateway.errors import HttpRefusal
-from frontend.gateway.tensors import NAMES, Array, check_shape, dtype_of, from_bytes, from_json, to_json
+from frontend.gateway.tensors import (
+    NAMES,
+    Array,
+    check_shape,
+    datatype_of,
+    dtype_of,
+    from_bytes,
+    from_json,
+    size_of,
+    to_bytes,
+    to_json,
+)
 from mesh.codes import ErrorCode
 from mesh.decoder_faults import WORDS, read_fault
-from mesh.tensors import byte_count, raw
+from mesh.strings import pack
+from mesh.tensors import VARIABLE, byte_count
 
 INPUTS_MAX = 256
 NOTHING: Mapping[str, Any] = {}
@@ -94,7 +106,7 @@ class Question:
     @property
     def tensor_bytes(self) -> int:
         """Bytes of all inputs, as the mesh gets them."""
-        return sum(array.nbytes for array in self.inputs.values())
+        return sum(size_of(array) for array in self.inputs.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +174,13 @@ def version_asked(question: Question, name: str, path_version: str | None) -> st
     return path_version if path_version is not None else question.version
 
 
+def rows_asked(question: Question, spec: Mapping[str, Any]) -> int:
+    """How many rows the inputs have; one row needs no batch dimension."""
+    name, array = next(iter(question.inputs.items()))
+    due = next((tensor["shape"] for tensor in spec.get("inputs", ()) if tensor["name"] == name), array.shape)
+    return len(array) if array.ndim == len(due) else 1
+
+
 def _decode(header: memoryview) -> tuple[InferenceRequest, list[str]]:
     """(request, names of what else is in it)."""
     try:
@@ -186,11 +205,25 @@ def _whole_body(data: memoryview, spec: Mapping[str, Any]) -> tuple[str, Array]:
         text = f"a body without JSON goes with models of one input; this one has {len(inputs) or 'none that is known'}"
         raise HttpRefusal(text, ErrorCode.BAD_INPUTS, "inputs")
     (only,) = inputs
+    if only["dtype"] in VARIABLE:
+        return only["name"], _whole_element(data, only)
+    if -1 in only["shape"][1:]:
+        text = f"a body without JSON goes with inputs of one size; {only['name']} is {only['shape']}: say its shape"
+        raise HttpRefusal(text, ErrorCode.BAD_SHAPE, "inputs[0].shape")
     row = byte_count(only["dtype"], only["shape"][1:])
     if len(data) % row:
         text = f"one row of {only['name']} is {row} bytes; the body's {len(data)} are no multiple of it"
         raise HttpRefusal(text, ErrorCode.BAD_DATA, "inputs[0].data")
     return only["name"], from_bytes(data, only["dtype"], [len(data) // row, *only["shape"][1:]], "inputs[0].data")
+
+
+def _whole_element(data: memoryview, only: Mapping[str, Any]) -> Array:
+    """The one element of the only input, of one row, which is the whole body."""
+    if any(extent not in (1, -1) for extent in only["shape"][1:]):
+        text = f"a body without JSON is one element; a row of {only['name']} has more: {only['shape']}"
+        raise HttpRefusal(text, ErrorCode.BAD_SHAPE, "inputs[0].shape")
+    packed = pack([bytes(data)])
+    return from_bytes(memoryview(packed), only["dtype"], [1] * len(only["shape"]), "inputs[0].data")
 
 
 def _unknown(header: memoryview) -> Iterator[str]:
@@ -219,7 +252,7 @@ def _inputs(
         parameters = tensor.parameters or NOTHING
         if parameters:
             _check_served(parameters, ("binary_data_size",), where, ignored)
-        dtype = dtype_of(tensor.datatype, f"{where}.datatype")
+        dtype = dtype_of(tensor.datatype, f"{where}.datatype", known.get(tensor.name))
         if known.get(tensor.name, dtype) != dtype:
             text = f"{where}.datatype: {tensor.name} must be {NAMES[known[tensor.name]]}; got {tensor.datatype}"
             raise HttpRefusal(text, ErrorCode.BAD_DTYPE, f"{where}.datatype")
@@ -317,8 +350,20 @@ def _requested_outputs(
     return tuple(dict.fromkeys(wish.name for wish in outputs)), binary
 
 
+def _in_json(output: str, array: Array) -> list[Any]:
+    try:
+        return to_json(array)
+    except UnicodeDecodeError:
+        text = f"the output {output[:64]!r} holds bytes that are not UTF-8, which JSON cannot express: take it as raw"
+        at = f"outputs.{output[:64]}"
+        raise HttpRefusal(f"{text} bytes (binary_data in its parameters)", ErrorCode.BAD_OUTPUTS, at) from None
+
+
 def respond(question: Question, prediction: Prediction, name: str) -> Response:
-    """The response, in the requested form. Raises: HttpRefusal, if a requested output does not exist."""
+    """The response, in the requested form.
+
+    Raises: HttpRefusal, if a requested output does not exist, or cannot be expressed in the form.
+    """
     wanted = question.outputs if question.outputs is not None else tuple(prediction.outputs)
     outputs: list[dict[str, Any]] = []
     behind: list[bytes | memoryview] = []
@@ -327,12 +372,13 @@ def respond(question: Question, prediction: Prediction, name: str) -> Response:
         if array is None:
             text = f"there is no output {output[:64]!r}; there are: {', '.join(prediction.outputs)}"
             raise HttpRefusal(text, ErrorCode.BAD_OUTPUTS, "outputs")
-        told: dict[str, Any] = {"name": output, "datatype": NAMES[array.dtype.name], "shape": list(array.shape)}
+        told: dict[str, Any] = {"name": output, "datatype": datatype_of(array), "shape": list(array.shape)}
         if question.binary.get(output, question.binary_default):
-            told["parameters"] = {"binary_data_size": array.nbytes}
-            behind.append(raw(array))
+            data = to_bytes(array)
+            told["parameters"] = {"binary_data_size": len(data)}
+            behind.append(data)
         else:
-            told["data"] = to_json(array)
+            told["data"] = _in_json(output, array)
         outputs.append(told)
     answer = prediction.answer
     header: dict[str, Any] = {"model_name": name}

@@ -17,7 +17,7 @@ from frontend.gateway import descriptions
 from frontend.gateway.admission import Gate, budget_of, check_origin, json_length
 from frontend.gateway.connection import HttpClients, HttpConnection
 from frontend.gateway.errors import HttpRefusal, error_answer, plain_error, refusal
-from frontend.gateway.inference import read_question, respond, version_asked
+from frontend.gateway.inference import read_question, respond, rows_asked, version_asked
 from frontend.gateway.pool import Pool
 from frontend.gateway.requests import Bodies, PathTargets
 from frontend.gateway.responses import error_response, json_response, sentence
@@ -146,7 +146,7 @@ class Gateway:
         if isinstance(outcome, RequestError):
             self._count_failure(name, version, described.get("version") or "", outcome)
             return error_response(error_answer(outcome), question)
-        rows = next((len(output) for output in outcome.outputs.values()), 0)
+        rows = rows_asked(question, described)
         self._statistics.succeeded(name, outcome.answer, rows, int(time.time() * 1e3))
         told = respond(question, outcome, name)
         if told.json_bytes is None:

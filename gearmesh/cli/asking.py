@@ -6,7 +6,7 @@ import typer
 
 from gearmesh.cli.applications import from_json
 from gearmesh.cli.completing import asked_names
-from gearmesh.cli.terminal.answers import answer_shown
+from gearmesh.cli.terminal.answers import answer_shown, in_json
 from gearmesh.cli.terminal.calls import asking
 from gearmesh.cli.terminal.telling import AsJson, refuse, tell, usage
 from mesh.codes import ErrorCode
@@ -46,7 +46,7 @@ def infer(
             prediction = session.infer(app=model, x=x, slo_ms=slo_ms, context=context)
         else:
             prediction = session.infer(model, x, slo_ms=slo_ms)
-    outputs = {name: array.tolist() for name, array in prediction.outputs.items()}
+    outputs = {name: in_json(array.tolist()) for name, array in prediction.outputs.items()}
     tell({**prediction.answer, "outputs": outputs}, *answer_shown(prediction, spec.get("labels") or []))
 
 

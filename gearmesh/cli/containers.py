@@ -32,9 +32,20 @@ def container(
         str | None, typer.Option(help="If none: the code's own, or the next one for code that was not seen before.")
     ] = None,
     labels: Annotated[str, typer.Option(help="Names of the first output's classes, by commas.")] = "",
-    input_: Annotated[list[str] | None, typer.Option("--input", help="NAME:DTYPE:SHAPE: x:float32:-1,64.")] = None,
+    input_: Annotated[
+        list[str] | None, typer.Option("--input", help="NAME:DTYPE:SHAPE: x:float32:-1,64, ids:int64:-1,seq.")
+    ] = None,
     output: Annotated[list[str] | None, typer.Option(help="Likewise.")] = None,
-    sample: Annotated[Path | None, typer.Option(help="A .npy or .npz of inputs that shows both; run once.")] = None,
+    dim: Annotated[list[str] | None, typer.Option(help="Range of an open dimension: seq=1:512.")] = None,
+    pad: Annotated[list[str] | None, typer.Option(help="Value that fills an input up: ids=0, the default.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Nothing is filled up: one size per batch.")] = False,
+    owner: Annotated[
+        list[str] | None, typer.Option(help="Output whose elements have rows, and which output tells: boxes=rows.")
+    ] = None,
+    count: Annotated[
+        list[str] | None, typer.Option(help="Output that is not full, and which one counts: boxes=found.")
+    ] = None,
+    sample: Annotated[Path | None, typer.Option(help="A .npy, .npz or .json of inputs; run once.")] = None,
     slo_ms: Annotated[float, typer.Option(help="Budget of a request that names none.")] = 1000.0,
     objective_ms: Annotated[float | None, typer.Option(help="Aim for one batch; half of slo-ms if not given.")] = None,
     batching: Annotated[str, typer.Option(help="aimd | quantile | none | fixed:N")] = "aimd",
@@ -46,9 +57,9 @@ def container(
     check: Annotated[bool, typer.Option(help="Import it, run it on --sample, and serve nothing.")] = False,
     replicas: Annotated[int | None, typer.Option(help="Have the running `gearmesh up` keep so many of it.")] = None,
 ) -> None:
-    """Serves a Python function as a model: one array per input, batch first; an array or a dict back."""
+    """Serves Python code as a model: one array per input, batch first; an array, a tuple or a dict back."""
     from gpu_worker.container.main import check_container, run_container
-    from gpu_worker.container.specs import ContainerOptions, parse_tensor
+    from gpu_worker.container.specs import ContainerOptions, parse_declared, parse_tensor
 
     try:
         options = ContainerOptions(
@@ -67,6 +78,7 @@ def container(
             batch_max=batch_max,
             memory_mb=memory_mb,
             cache=cache,
+            declared=parse_declared(dim or (), pad or (), owner or (), count or (), exact=exact),
         )
     except GearmeshError as error:
         usage(str(error))

@@ -2,8 +2,9 @@
 
 import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from zipfile import BadZipFile
 
 import typer
@@ -11,9 +12,11 @@ import typer
 from gearmesh.cli.terminal.telling import AsJson, refuse, tell, usage
 from mesh.errors import GearmeshError, PackageError
 from mesh.process.configuration import read_settings
-from mesh.tensors import DTYPES
+from mesh.tensors import DTYPES, VARIABLE
+from mesh.wire import TensorSpec
 
 app = typer.Typer(add_completion=False)
+T = TypeVar("T")
 
 
 @app.command("import")
@@ -24,7 +27,20 @@ def import_(
         str | None, typer.Option(help="If none: the newest one's if that is the same model, else the next number.")
     ] = None,
     input_: Annotated[
-        list[str] | None, typer.Option("--input", help="Of a factory's module, NAME:DTYPE:-1,...: x:float32:-1,64.")
+        list[str] | None,
+        typer.Option("--input", help="Of a factory's module, NAME:DTYPE:-1,...: x:float32:-1,64 or ids:int64:-1,seq."),
+    ] = None,
+    dim: Annotated[
+        list[str] | None, typer.Option("--dim", help="An open dimension, NAME=LEAST:MOST: seq=1:512. Two at most.")
+    ] = None,
+    pad: Annotated[
+        list[str] | None, typer.Option("--pad", help="What an input is filled up with, INPUT=NUMBER; 0 if none.")
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Nothing is filled up: only rows of equal extents share a batch.")
+    ] = False,
+    rows: Annotated[
+        list[str] | None, typer.Option("--rows", help="OUTPUT=OUTPUT that tells its rows: boxes=owner, boxes=count.")
     ] = None,
     output: Annotated[list[str] | None, typer.Option(help="Names of the outputs, in their order.")] = None,
     args: Annotated[str | None, typer.Option(help="Arguments of the factory, a JSON object.")] = None,
@@ -61,6 +77,10 @@ def import_(
             labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
             cache=cache,
             description=description,
+            dims=_pairs(dim, "--dim", "NAME=LEAST:MOST, as seq=1:512", _range),
+            pad=_pairs(pad, "--pad", "INPUT=NUMBER, as ids=0", _number),
+            exact=exact,
+            rows=_pairs(rows, "--rows", "OUTPUT=OUTPUT, as boxes=owner", _name),
         )
         told, notes = ask_broker(config), list[str]()
         model = known_of(told, made.name) if told is not None and is_the_broker_s(folder, told) else None
@@ -76,28 +96,70 @@ def import_(
             "version": package.folder.name,
             "folder": str(folder),
             **{
-                f"{kind}s": [{"name": t.name, "dtype": t.dtype, "shape": t.shape} for t in specs]
+                f"{kind}s": [{"name": t.name, "dtype": t.dtype, "shape": _shape(t)} for t in specs]
                 for kind, specs in tensors
             },
             "weights_bytes": package.image_bytes,
             "notes": notes,
             "serve_with": command,
         },
-        *(f"{kind:<7} {spec.name}: {spec.dtype} {list(spec.shape)}" for kind, specs in tensors for spec in specs),
+        *(f"{kind:<7} {spec.name}: {spec.dtype} {_shape(spec)}" for kind, specs in tensors for spec in specs),
         *notes,
         f"{made.name} version {package.folder.name} is in {folder}: {package.image_bytes / 1e6:.1f} MB of weights. "
         f"`{command}` serves it.",
     )
 
 
-def _tensor(text: str) -> tuple[str, tuple[str, tuple[int, ...]]]:
+def _shape(tensor: TensorSpec) -> list[int | str]:
+    """The shape, with the names of open dimensions in it."""
+    names = tensor.dims or ("",) * (len(tensor.shape) - 1)
+    return [-1, *(name or extent for name, extent in zip(names, tensor.shape[1:], strict=True))]
+
+
+def _pairs(texts: list[str] | None, option: str, form: str, read: Callable[[str], T | None]) -> dict[str, T]:
+    """{name: value} from NAME=VALUE; exits 2 if a text has another form, or a name occurs twice."""
+    found: dict[str, T] = {}
+    for text in texts or ():
+        name, _, rest = text.partition("=")
+        value = read(rest)
+        if not name or value is None:
+            usage(f"{option} takes {form}; got {text!r}")
+        if name in found:
+            usage(f"{option}: {name} occurs twice")
+        found[name] = value
+    return found
+
+
+def _range(text: str) -> tuple[int, int] | None:
+    least, _, most = text.partition(":")
+    return (int(least), int(most)) if least.isdecimal() and most.isdecimal() else None
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _name(text: str) -> str | None:
+    return text or None
+
+
+def _tensor(text: str) -> tuple[str, tuple[str, tuple[int | str, ...]]]:
     """(name, (dtype, shape of one row)) from NAME:DTYPE:-1,... ; exits 2 if the text has another form."""
     name, _, rest = text.partition(":")
     dtype, _, shape = rest.partition(":")
     extents = shape.split(",")
-    if not name or dtype not in DTYPES or extents[0] != "-1" or not all(e.isdecimal() and int(e) for e in extents[1:]):
-        usage(f"--input takes NAME:DTYPE:SHAPE with the batch, -1, first, as in x:float32:-1,64; got {text!r}")
-    return name, (dtype, tuple(int(extent) for extent in extents[1:]))
+    if dtype in VARIABLE:
+        usage(f"--input {name}: a graph takes no {dtype}: `gearmesh containers add` serves functions of text and bytes")
+    fit = all(e.isidentifier() or (e.isdecimal() and int(e)) for e in extents[1:])
+    if not name or dtype not in DTYPES or extents[0] != "-1" or not fit:
+        usage(
+            "--input takes NAME:DTYPE:SHAPE with the batch, -1, first, as in x:float32:-1,64, or ids:int64:-1,seq with "
+            f"--dim seq=1:512; got {text!r}"
+        )
+    return name, (dtype, tuple(int(e) if e.isdecimal() else e for e in extents[1:]))
 
 
 def _object(text: str | None) -> dict[str, Any]:

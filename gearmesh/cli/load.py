@@ -13,6 +13,7 @@ from gearmesh.load.errors import LoadError
 from gearmesh.load.options import LoadOptions, plan_of, takes_options, with_models
 from gearmesh.load.outputs import STDOUT, ReportFiles, carry_out
 from gearmesh.load.plan import Replay
+from gearmesh.load.sizes import check_sizes
 from gearmesh.load.targets import Where, find_targets, mesh_pids
 from mesh.errors import GearmeshError
 from mesh.process.configuration import read_settings
@@ -126,5 +127,6 @@ async def _run(
         if "://" not in one:
             raise LoadError(f"--address {one}: must be like tcp://127.0.0.1:5555")
     targets = await find_targets(where, models)
+    check_sizes(options.sizes, targets)
     plan = with_models(plan, tuple(targets))
     return await carry_out(plan, targets, where, processes, outputs, await mesh_pids(where))

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from gearmesh.cli.completing import model_names
+from gearmesh.cli.screens.tables import dims_text, tensor_text
 from gearmesh.cli.terminal.calls import WaitingLines, asking, operator_of, refused
 from gearmesh.cli.terminal.consoles import text_of
 from gearmesh.cli.terminal.session import settings
@@ -54,8 +55,10 @@ def models_table(found: list[dict[str, Any]]) -> Table:
             model["name"],
             f"{model['version'] or '-'} of {', '.join(model['versions']) or 'none'}",
             text_of(("yes", "green") if model["ready"] else ("no", "red")),
-            ", ".join(f"{t['name']} {t['dtype']} {t['shape']}" for t in model["inputs"]),
-            ", ".join(f"{t['name']} {t['dtype']} {t['shape']}" for t in model["outputs"]),
+            "; ".join(
+                filter(None, [", ".join(f"{t['name']} {tensor_text(t)}" for t in model["inputs"]), dims_text(model)])
+            ),
+            ", ".join(f"{t['name']} {tensor_text(t)}" for t in model["outputs"]),
             str(model["batch_max"] or ""),
             f"{model['slo_ms']:g}" if model["slo_ms"] else "",
             note,

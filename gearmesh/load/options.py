@@ -64,6 +64,13 @@ class LoadOptions:
     seconds: Annotated[float | None, Option(help="Of each phase. Default 10; a log: all of it.")] = None
     warmup_s: Annotated[float, Option(help="Start of each phase that is left out of the report.")] = 0.0
     rows: Annotated[int, Option(help="Rows of a request.")] = 1
+    sizes: Annotated[
+        str | None,
+        Option(
+            help="Extents in open dimensions: lognormal:80,0.8 (median, sigma), uniform:8-512, or a file, one request "
+            "a line. Default: the greatest."
+        ),
+    ] = None
     cache: Annotated[bool, Option(help="The mesh may answer from its prediction cache.")] = False
     distinct_inputs: Annotated[int, Option(help="Different inputs for each model.")] = 1
     seed: Annotated[int, Option(help="Same seed, same requests.")] = 0
@@ -114,7 +121,7 @@ def plan_of(options: LoadOptions, models: tuple[str, ...]) -> LoadTestPlan:
     phase = LoadPhase(name, seconds, (stream,), options.warmup_s)
     plan = LoadTestPlan(
         "load", (phase,), seed=options.seed, rows=options.rows, cache=options.cache,
-        distinct_inputs=options.distinct_inputs, back_off=options.back_off,
+        distinct_inputs=options.distinct_inputs, back_off=options.back_off, sizes=options.sizes or "",
     )  # fmt: skip
     return each_slo(plan) if options.each_slo else plan
 

@@ -4,11 +4,13 @@ A stream is an open loop (requests arrive regardless of answers) or a closed loo
 an answer).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from gearmesh.load.errors import LoadError
 from gearmesh.simulation.arrivals.recorded import RecordedRequest
 from gearmesh.simulation.parts import Workload
+from mesh import wire
 
 OPEN_KINDS = ("poisson", "fixed", "gamma", "burst", "ramp", "maf", "log")
 
@@ -19,7 +21,13 @@ class ModelInput:
 
     name: str
     dtype: str
-    shape: tuple[int, ...]  # of one row
+    shape: tuple[int, ...]  # of one row; -1: an open extent
+    dims: tuple[str, ...] = ()  # name of each dimension; (): none has one
+
+    def row_shape(self, extents: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape of one row with these extents in the open dimensions."""
+        names = self.dims or ("",) * len(self.shape)
+        return tuple(extents.get(name, extent) for name, extent in zip(names, self.shape, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +38,7 @@ class LoadTarget:
     inputs: tuple[ModelInput, ...]
     batch_max: int = 1
     batch1_ms: float | None = None  # latency of a request that is alone in the mesh, once measured
+    dims: tuple[wire.Dim, ...] = ()  # open dimensions of its inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +125,7 @@ class LoadTestPlan:
     cache: bool = False  # True: the mesh may answer from its prediction cache
     distinct_inputs: int = 1
     back_off: bool = False  # True: a refused client of a closed loop waits for retry_after_ms
+    sizes: str = ""  # law of the extents in open dimensions, see sizes.py; empty: each request has the greatest
     notes: tuple[str, ...] = field(default=())  # for the report: what the plan stands for, and how it was scaled
 
     @property

@@ -54,7 +54,7 @@ async def run_plan(
         for number in range(processes):
             start = StartGenerator(
                 list(where.addresses), chosen, plan.rows, plan.cache, plan.distinct_inputs, plan.seed + number,
-                plan.back_off, where.keys_dir,
+                plan.back_off, where.keys_dir, plan.sizes,
             )  # fmt: skip
             running.append(await stack.enter_async_context(generator_process(number, start)))
         for process in running:

@@ -11,6 +11,8 @@ from frontend.client.client import RequestError
 from gearmesh.load.errors import LoadError
 from gearmesh.load.generating.messages import random_inputs
 from gearmesh.load.plan import LoadTarget, ModelInput
+from gearmesh.load.sizes import draw_extents
+from mesh import wire
 
 CONNECT_S = 5.0
 LONE_RUNS, LONE_WARM = 9, 2  # requests that measure the batch-1 time, and warm-up requests before them
@@ -52,9 +54,13 @@ async def find_targets(where: Where, models: Sequence[str]) -> dict[str, LoadTar
 def _target(model: Mapping[str, object]) -> LoadTarget:
     inputs = model["inputs"]
     assert isinstance(inputs, list)
-    tensors = tuple(ModelInput(t["name"], t["dtype"], tuple(t["shape"][1:])) for t in inputs)
-    batch_max = model["batch_max"]
-    return LoadTarget(str(model["name"]), tensors, batch_max if isinstance(batch_max, int) else 1)
+    tensors = tuple(
+        ModelInput(t["name"], t["dtype"], tuple(t["shape"][1:]), tuple(t.get("dim_names", ())[1:])) for t in inputs
+    )
+    batch_max, ranges = model["batch_max"], model.get("dims") or {}
+    assert isinstance(ranges, dict)
+    dims = tuple(wire.Dim(name=name, least=least, most=most) for name, (least, most) in ranges.items())
+    return LoadTarget(str(model["name"]), tensors, batch_max if isinstance(batch_max, int) else 1, dims=dims)
 
 
 def _client(where: Where) -> AsyncClient:
@@ -91,6 +97,7 @@ def _runs_gearmesh(pid: int) -> bool:
 async def measure_batch1(where: Where, targets: Mapping[str, LoadTarget]) -> dict[str, LoadTarget]:
     """The targets with the median latency, at the frontend, of requests sent one at a time. Raises: LoadError.
 
+    With open dimensions, of requests with the greatest extents.
     Of more than 32 models, 32 are measured and the others get the median of those.
     """
     rng = np.random.default_rng(0)
@@ -99,9 +106,9 @@ async def measure_batch1(where: Where, targets: Mapping[str, LoadTarget]) -> dic
     async with _client(where) as client:
         await client.models()
         for name in chosen:
-            inputs = dict(
-                zip((t.name for t in targets[name].inputs), random_inputs(targets[name], 1, rng), strict=True)
-            )
+            (longest,) = draw_extents("", targets[name], 1, rng)
+            drawn = random_inputs(targets[name], 1, rng, longest)
+            inputs = dict(zip((t.name for t in targets[name].inputs), drawn, strict=True))
             taken = []
             for _ in range(LONE_WARM + LONE_RUNS):
                 try:

@@ -10,9 +10,12 @@ from typing import Any
 import structlog
 
 from gpu_worker.container.keeper import ChildKeeper
+from gpu_worker.container.layouts import SLOTS, lay_out
+from gpu_worker.container.open_slots import OpenSlots
 from gpu_worker.container.process import NO_MESSAGE
+from gpu_worker.container.promises import content_of, model_spec
 from gpu_worker.container.slots import SharedSlots
-from gpu_worker.container.specs import SLOTS, ContainerError, ContainerOptions, content_of, lay_out, model_spec
+from gpu_worker.container.specs import ContainerError, ContainerOptions
 from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.base import Finished, Lost, Traits
 from gpu_worker.packages.package import Package
@@ -36,11 +39,12 @@ class ContainerDevice:
     def __init__(self, options: ContainerOptions, keeper: ChildKeeper, ready: dict[str, Any]) -> None:
         """The keeper's process, which says `ready`, serves. Raises: ContainerError, if nothing can be served so."""
         self.options = options
-        self.spec = model_spec(options, ready["inputs"], ready["outputs"])
+        self.spec = model_spec(options, ready["inputs"], ready["outputs"], ready["declared"])
         self._layout = lay_out(self.spec)
         self.code: str = ready["code"]
         self.content = content_of(self.code, self.spec)
-        self._slots = SharedSlots(self.spec, self._layout)
+        kind = OpenSlots if self._layout.open else SharedSlots
+        self._slots: OpenSlots | SharedSlots = kind(self.spec, self._layout)
         self.info = _info(options.ref)
         self.depth = {Phase.LOAD: 1, Phase.INPUT: SLOTS, Phase.EXEC: 1, Phase.OUTPUT: SLOTS}
         self.measured = False
@@ -128,9 +132,9 @@ class ContainerDevice:
         begin_s = time.monotonic()
         if not self._slots.take(job):
             return Done(begin_s, begin_s, 0.0, ActionCode.NO_SLOTS)
-        fault = self._slots.fill(job)
-        if fault:
-            return Done(begin_s, begin_s, 0.0, ActionCode.BAD_INPUT, fault)
+        refusal = self._slots.fill(job)
+        if refusal is not None:
+            return Done(begin_s, begin_s, 0.0, *refusal)
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s)
 
@@ -138,7 +142,7 @@ class ContainerDevice:
         action = job.action
         assert isinstance(action, wire.Infer)
         now = time.monotonic()
-        if not self._keeper.run(action.action, action.batch, job.slot):
+        if not self._keeper.run(action.action, action.batch, *self._slots.order(job)):
             return Done(now, now, 0.0, ActionCode.RESTARTING)
         self._running = job
         assert self._alarm is not None
@@ -149,7 +153,9 @@ class ContainerDevice:
 
     def _output(self, job: Job) -> Done:
         begin_s = time.monotonic()
-        self._slots.copy_outputs(job)
+        refusal = self._slots.copy_outputs(job)
+        if refusal is not None:
+            return Done(begin_s, begin_s, 0.0, *refusal)
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s)
 
@@ -179,7 +185,11 @@ class ContainerDevice:
         begin_s, end_s = message["begin"], message["end"]
         if error is not None:
             self._log_error(error, message["trace"])
-        code = ActionCode.OK if error is None else ActionCode.MODEL_ERROR
+        failed = ActionCode.BAD_INPUT if message.get("refused") else ActionCode.MODEL_ERROR
+        code = ActionCode.OK if error is None else failed
+        if "described" in message:
+            first, size = message["described"]
+            self._slots.ended(job, (first, size))
         self._finished(Phase.EXEC, job, Done(begin_s, end_s, end_s - begin_s, code, error or ""))
 
     def died(self, why: str) -> None:
@@ -222,7 +232,7 @@ class ContainerDevice:
         Its file may have changed.
         """
         try:
-            spec = model_spec(self.options, message["inputs"], message["outputs"])
+            spec = model_spec(self.options, message["inputs"], message["outputs"], message["declared"])
         except ContainerError:
             return False
         return spec == self.spec and message["code"] == self.code

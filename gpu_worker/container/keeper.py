@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import structlog
 
 from gpu_worker.container.endings import MIB, MemoryLook, how_it_ended, look
+from gpu_worker.container.layouts import SlotLayout
 from gpu_worker.container.process import ChildProcess
-from gpu_worker.container.specs import ContainerError, ContainerOptions, SlotLayout
+from gpu_worker.container.specs import ContainerError, ContainerOptions
 from mesh import wire
 
 # before the next start, by the number of short lives in a row
@@ -92,9 +93,10 @@ class ChildKeeper:
         self._child.share(memory, layout)
         self._turn(serves=True)
 
-    def run(self, number: int, rows: int, at: int) -> bool:
+    def run(self, number: int, rows: int, at: int, described: int) -> bool:
         """The process is asked to run the batch in the slot at `at`. Returns False if none serves."""
-        return self._serves and not self._ending and self._child is not None and self._child.run(number, rows, at)
+        child = self._child
+        return self._serves and not self._ending and child is not None and child.run(number, rows, at, described)
 
     @property
     def pid(self) -> int | None:

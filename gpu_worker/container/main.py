@@ -3,9 +3,12 @@
 import os
 import sys
 
+from gpu_worker.container.layouts import lay_out
 from gpu_worker.container.process import ChildProcess
+from gpu_worker.container.promises import content_of, model_spec
 from gpu_worker.container.service import CANNOT, ContainerService
-from gpu_worker.container.specs import ContainerError, ContainerOptions, content_of, lay_out, model_spec
+from gpu_worker.container.specs import ContainerError, ContainerOptions
+from mesh import wire
 from mesh.errors import GearmeshError
 from mesh.printable import printable
 from mesh.process.readiness import take_ready_signal
@@ -44,7 +47,7 @@ def check_container(options: ContainerOptions, *, start_s: float = START_S) -> s
         child = ChildProcess(options, check=True)
         ready = child.wait_ready(start_s)
         child.end()
-        spec = model_spec(options, ready["inputs"], ready["outputs"])
+        spec = model_spec(options, ready["inputs"], ready["outputs"], ready["declared"])
         lay_out(spec)
     except GearmeshError as error:
         _cannot(options, error)
@@ -53,10 +56,18 @@ def check_container(options: ContainerOptions, *, start_s: float = START_S) -> s
         sys.stdout.write(printable(child.tail) + "\n")
     for kind, tensors in (("input", spec.inputs), ("output", spec.outputs)):
         for tensor in tensors:
-            sys.stdout.write(printable(f"{kind} {tensor.name}: {tensor.dtype} {list(tensor.shape)}\n"))
+            sys.stdout.write(printable(f"{kind} {tensor.name}: {tensor.dtype} {_shape(tensor)}\n"))
+    for dim in spec.dims:
+        sys.stdout.write(printable(f"open dimension {dim.name}: {dim.least} to {dim.most}\n"))
     if options.sample is None:
         sys.stdout.write("the function was not run: give --sample FILE.npy for that\n")
     return content_of(ready["code"], spec)
+
+
+def _shape(tensor: wire.TensorSpec) -> str:
+    names = tensor.dims or ("",) * (len(tensor.shape) - 1)
+    extents = (name or str(extent) for name, extent in zip(names, tensor.shape[1:], strict=True))
+    return f"[{', '.join(('-1', *extents))}]"
 
 
 def _cannot(options: ContainerOptions, error: GearmeshError) -> int:

@@ -15,9 +15,11 @@ import msgspec
 import structlog
 
 from gpu_worker.container.endings import how_it_ended, look
-from gpu_worker.container.specs import ContainerError, ContainerOptions, SlotLayout
+from gpu_worker.container.layouts import SlotLayout
+from gpu_worker.container.promises import OPEN_EXTENT_MAX
+from gpu_worker.container.specs import ContainerError, ContainerOptions
 
-SCRIPT = Path(__file__).with_name("child.py")
+PROGRAM = Path(__file__).with_name("child")
 PACKET_BYTES_MAX = 1 << 16
 LINES_PER_S_MAX = 20  # printed lines that are logged; the rest is counted
 LINE_MAX = 500  # characters kept of a line
@@ -31,6 +33,7 @@ class CodeReady(msgspec.Struct, tag_field="op", tag="ready"):
     inputs: list[dict[str, Any]] | None
     outputs: list[dict[str, Any]] | None
     code: str
+    declared: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class CodeNotReady(msgspec.Struct, tag_field="op", tag="error"):
@@ -48,6 +51,8 @@ class BatchDone(msgspec.Struct, tag_field="op", tag="done"):
     end: float
     error: str | None
     trace: str = ""
+    refused: bool = False  # it is the inputs that cannot be read
+    described: tuple[int, int] = (0, 0)  # where in the slot the outputs are described, and in how many bytes
 
 
 CHECKER = msgspec.json.Decoder(
@@ -69,9 +74,11 @@ class ChildProcess:
             "check": check,
             "rows_max": options.batch_max,
             "cache": options.cache,
+            "declared": options.declared,
+            "extent_max": OPEN_EXTENT_MAX,
         }
         about = msgspec.json.encode(told).decode()
-        command = [options.python, "-u", str(SCRIPT), str(theirs.fileno()), options.predict, about]
+        command = [options.python, "-u", str(PROGRAM), str(theirs.fileno()), options.predict, about]
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -113,14 +120,19 @@ class ChildProcess:
         """The child maps the memory (a descriptor) and knows where tensors are in it."""
         message = {
             "op": "memory", "bytes": layout.total_bytes, "inputs": layout.inputs, "outputs": layout.outputs,
+            "dims": layout.dims, "room": layout.slot_bytes if layout.open else 0,
         }  # fmt: skip
         with contextlib.suppress(OSError):  # the child is gone: the next read shows it
             socket.send_fds(self.control, [msgspec.json.encode(message)], [memory])
 
-    def run(self, number: int, rows: int, at: int) -> bool:
-        """The child is asked to run the batch in the slot at offset `at`. Returns False if the child is gone."""
+    def run(self, number: int, rows: int, at: int, described: int) -> bool:
+        """The child is asked to run the batch in the slot at offset `at`. Returns False if the child is gone.
+
+        `described`: bytes there that describe the batch; 0 where all batches lie as the layout says.
+        """
+        order = {"op": "run", "id": number, "rows": rows, "at": at, "described": described}
         try:
-            self.control.send(msgspec.json.encode({"op": "run", "id": number, "rows": rows, "at": at}))
+            self.control.send(msgspec.json.encode(order))
         except OSError:
             return False
         return True

@@ -3,10 +3,13 @@
 import mmap
 import os
 
-from gpu_worker.container.specs import SLOTS, SlotLayout
+from gpu_worker.container.layouts import SLOTS, SlotLayout
 from gpu_worker.core.jobs import Job
 from mesh import wire
+from mesh.codes import ActionCode
 from mesh.tensors import byte_count
+
+Refusal = tuple[ActionCode, str]
 
 
 class SharedSlots:
@@ -29,8 +32,38 @@ class SharedSlots:
         job.slot = self._free.pop()
         return True
 
-    def fill(self, job: Job) -> str:
-        """The inputs of all parts are in the job's slot, one input after the other. Returns the fault, or ""."""
+    def fill(self, job: Job) -> Refusal | None:
+        """The inputs of all parts are in the job's slot, one input after the other. Returns why not; None: they are."""
+        fault = self._fill(job)
+        return (ActionCode.BAD_INPUT, fault) if fault else None
+
+    def order(self, job: Job) -> tuple[int, int]:
+        """Returns where the job's slot begins, and how many bytes describe its batch there: none."""
+        return job.slot, 0
+
+    def ended(self, job: Job, described: tuple[int, int]) -> None:
+        """Nothing is known of the outputs that was not before: they lie where the layout says."""
+
+    def copy_outputs(self, job: Job) -> Refusal | None:
+        """`job.outputs` holds copies of the batch's outputs; nothing is wrong with them."""
+        action = job.action
+        assert isinstance(action, wire.Infer)
+        for placed, size in zip(self._layout.outputs, self._out_bytes, strict=True):
+            at = job.slot + placed["at"]
+            job.outputs.append(memoryview(bytes(self._bytes[at : at + size * action.batch])))
+        return None
+
+    def give(self, job: Job) -> None:
+        """The job's slot, if it has one, is free."""
+        slot, job.slot = job.slot, None
+        if slot is not None:
+            self._free.append(slot)
+
+    def close(self) -> None:
+        """The descriptor is closed; what is mapped stays until it is used no more."""
+        os.close(self.fd)
+
+    def _fill(self, job: Job) -> str:
         action = job.action
         assert isinstance(action, wire.Infer)
         for i, (placed, size) in enumerate(zip(self._layout.inputs, self._in_bytes, strict=True)):
@@ -49,21 +82,3 @@ class SharedSlots:
             if at != end:
                 return f"input {i} has fewer bytes than the batch's rows"
         return ""
-
-    def copy_outputs(self, job: Job) -> None:
-        """`job.outputs` holds copies of the batch's outputs."""
-        action = job.action
-        assert isinstance(action, wire.Infer)
-        for placed, size in zip(self._layout.outputs, self._out_bytes, strict=True):
-            at = job.slot + placed["at"]
-            job.outputs.append(memoryview(bytes(self._bytes[at : at + size * action.batch])))
-
-    def give(self, job: Job) -> None:
-        """The job's slot, if it has one, is free."""
-        slot, job.slot = job.slot, None
-        if slot is not None:
-            self._free.append(slot)
-
-    def close(self) -> None:
-        """The descriptor is closed; what is mapped stays until it is used no more."""
-        os.close(self.fd)

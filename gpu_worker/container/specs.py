@@ -1,25 +1,21 @@
-"""What a container is told to serve: its checked options, and the layout of tensors in shared memory. Pure."""
+"""What a container is told to serve: its options, and their faults. Pure."""
 
-import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import msgspec
-
+from gpu_worker.container.child.declaring import NotDeclared, spec_of
 from mesh import wire
 from mesh.errors import GearmeshError
 from mesh.names import NAME, VERSION
-from mesh.tensors import DTYPES, byte_count
 
-ALIGNMENT = 64  # bytes: a cache line
-SLOTS = 3  # batches that share memory with the child: one running, one ready behind it, one being answered
-SLOT_BYTES_MAX = 1 << 30
 ROWS_MAX = 4096
 METHODS = ("aimd", "quantile", "none")
-SPEC = re.compile(r"([A-Za-z0-9_.-]{1,64}):([a-z0-9]+):(-1(?:,\d+)*)")
-Tensor = dict[str, Any]  # {"name", "dtype", "shape"} and, once laid out, "at"
+PAIR = re.compile(r"([^=:\s]+)=(\S+)")
+Tensor = dict[str, Any]  # {"name", "dtype", "shape"}; dtype and shape are None where a sample has to show them
+Value = TypeVar("Value")
 
 
 class ContainerError(GearmeshError):
@@ -45,6 +41,9 @@ class ContainerOptions:
     batch_max: int = 1024
     memory_mb: int = 0  # above it the child is restarted; 0: half of the machine's memory
     cache: bool = True
+    declared: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of open dimensions: "dims", "pad", "exact", ... if given
 
     @property
     def ref(self) -> str:
@@ -87,92 +86,47 @@ class ContainerOptions:
 
 
 def parse_tensor(text: str, option: str) -> Tensor:
-    """Returns a tensor from NAME:DTYPE:SHAPE, as in x:float32:-1,64. Raises: ContainerError."""
-    found = SPEC.fullmatch(text)
-    if found is None:
-        raise ContainerError(
-            f"{option} takes NAME:DTYPE:SHAPE with the batch first, as in x:float32:-1,64; got {text!r}"
-        )
-    name, dtype, shape = found.groups()
-    return {"name": name, "dtype": dtype, "shape": [int(extent) for extent in shape.split(",")]}
+    """Returns a tensor from NAME:DTYPE:SHAPE, as in x:float32:-1,64, or NAME alone. Raises: ContainerError."""
+    try:
+        return spec_of(text, option)
+    except NotDeclared as error:
+        raise ContainerError(str(error)) from error
 
 
-def model_spec(options: ContainerOptions, inputs: Any, outputs: Any) -> wire.ModelSpec:
-    """Returns the spec that clients see. Raises: ContainerError."""
-    for kind, tensors in (("input", inputs), ("output", outputs)):
-        if not tensors:
-            raise ContainerError(
-                f"{options.predict} does not say what its {kind}s are: give --{kind} NAME:DTYPE:SHAPE for each, "
-                f"or --sample FILE.npy with inputs to show it"
-            )
-        for tensor in tensors:
-            _check_tensor(kind, tensor)
-        names = [tensor["name"] for tensor in tensors]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ContainerError(f"{kind} {twice} is declared more than once; each has a name of its own")
-    return wire.ModelSpec(
-        inputs=tuple(_tensor(tensor) for tensor in inputs),
-        outputs=tuple(_tensor(tensor) for tensor in outputs),
-        batch_max=options.batch_max,
-        slo_ms=options.slo_ms,
-        cacheable=options.cache,
-        labels=options.labels,
-    )
+def parse_declared(
+    dims: Sequence[str] = (), pads: Sequence[str] = (), owners: Sequence[str] = (), counts: Sequence[str] = (),
+    *, exact: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Returns what is given of open dimensions, as `ContainerOptions.declared` has it. Raises: ContainerError."""
+    found: dict[str, Any] = {
+        "dims": _pairs(dims, "--dim", "seq=1:512, or seq=512", _extents),
+        "pad": _pairs(pads, "--pad", "ids=0", _number),
+        "owner": _pairs(owners, "--owner", "boxes=rows", str),
+        "count": _pairs(counts, "--count", "boxes=found", str),
+        "exact": exact,
+    }
+    return {key: value for key, value in found.items() if value}
 
 
-def content_of(code: str, spec: wire.ModelSpec) -> str:
-    """Returns the digest of a container version's content: code, inputs, outputs and labels, not how it is served."""
-    made_of = msgspec.json.encode([code, spec.inputs, spec.outputs, spec.labels])
-    return hashlib.sha256(made_of).hexdigest()[:32]
+def _pairs(texts: Sequence[str], option: str, example: str, read: Callable[[str], Value]) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    for text in texts:
+        pair = PAIR.fullmatch(text)
+        try:
+            if pair is None or pair.group(1) in found:
+                raise ValueError
+            found[pair.group(1)] = read(pair.group(2))
+        except ValueError:
+            why = "once for each name" if pair is not None and pair.group(1) in found else f"NAME=..., as in {example}"
+            raise ContainerError(f"{option} takes {why}; got {text!r}") from None
+    return found
 
 
-def _check_tensor(kind: str, tensor: Tensor) -> None:
-    shape, dtype = tensor["shape"], tensor["dtype"]
-    if dtype not in DTYPES:
-        raise ContainerError(f"{kind} {tensor['name']}: dtype {dtype!r} is none of {', '.join(DTYPES)}")
-    if not shape or shape[0] != -1 or not all(isinstance(extent, int) and extent > 0 for extent in shape[1:]):
-        raise ContainerError(
-            f"{kind} {tensor['name']}: shape must be -1 for the batch and then positive numbers; got {shape}: "
-            f"declare it with --{kind} {tensor['name']}:{dtype}:-1,..."
-        )
+def _extents(text: str) -> list[int]:
+    least, colon, most = text.partition(":")
+    return [int(least), int(most)] if colon else [1, int(least)]
 
 
-def _tensor(tensor: Tensor) -> wire.TensorSpec:
-    return wire.TensorSpec(name=tensor["name"], dtype=tensor["dtype"], shape=tuple(tensor["shape"]))
-
-
-@dataclass(frozen=True, slots=True)
-class SlotLayout:
-    """Where the tensors of one batch are in a slot, and the size of a slot in bytes."""
-
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    slot_bytes: int
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of all slots."""
-        return self.slot_bytes * SLOTS
-
-
-def lay_out(spec: wire.ModelSpec) -> SlotLayout:
-    """Returns a layout in which every tensor has room for the largest batch. Raises: ContainerError.
-
-    Unused parts of a slot are never touched, so they take no memory.
-    """
-    at = 0
-    placed: list[list[Tensor]] = [[], []]
-    for group, tensors in zip(placed, (spec.inputs, spec.outputs), strict=True):
-        for tensor in tensors:
-            group.append({"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape), "at": at})
-            size = byte_count(tensor.dtype, (spec.batch_max, *tensor.shape[1:]))
-            at += -(-size // ALIGNMENT) * ALIGNMENT
-    slot_bytes = -(-at // 4096) * 4096
-    if slot_bytes > SLOT_BYTES_MAX:
-        fits = spec.batch_max * SLOT_BYTES_MAX // slot_bytes
-        raise ContainerError(
-            f"a batch of {spec.batch_max} rows takes {slot_bytes >> 20} MiB, more than {SLOT_BYTES_MAX >> 20}: "
-            f"give --batch-max {max(1, fits)}"
-        )
-    return SlotLayout(tuple(placed[0]), tuple(placed[1]), slot_bytes)
+def _number(text: str) -> float:
+    number = float(text)
+    return int(number) if number.is_integer() else number

@@ -1,7 +1,6 @@
 """The one version that a container serves: prepared and resident from the start, reported anew when its code dies."""
 
-from gpu_worker.core.jobs import Servable
-from gpu_worker.core.outputs import row_bytes
+from gpu_worker.core.fitting import servable
 from gpu_worker.core.pump import Pump
 from gpu_worker.versions import Tell
 from mesh import wire
@@ -23,7 +22,7 @@ class ContainerVersion:
         """The version has its page from now on, and its reports go to `tell`."""
         self._tell = tell
         ref, spec = self._served.ref, self._served.spec
-        pump.lanes.prepared(ref, Servable(1, spec.batch_max, None, row_bytes(spec.outputs)))
+        pump.lanes.prepared(ref, servable(spec, 1, None))
         pump.lanes.table.take(ref, 1)
         pump.lanes.table.loaded(ref)
 
@@ -47,8 +46,11 @@ class ContainerVersion:
     def forget(self, ref: str) -> None:
         """Nothing changes: the version stays prepared for a controller that wants it again."""
 
-    def executed(self, action: wire.Load | wire.Infer, duration_s: float) -> None:
+    def executed(self, action: wire.Load | wire.Infer, duration_s: float, memory_bytes: int = 0) -> None:
         """Nothing is measured: the controller learns from the batches of clients."""
+
+    def did_not_fit(self, action: wire.Infer) -> None:
+        """Nothing changes, for the same reason."""
 
     def withdraw(self, ref: str, why: str) -> None:
         """Nothing changes: a container whose code has changed ends instead."""

@@ -1,5 +1,6 @@
 """How an action ended: what the lanes report to the controller. Pure."""
 
+from gpu_worker.core.cutting import Indivisible, cut_outputs
 from gpu_worker.core.jobs import Done, Job, Report
 from mesh import wire
 from mesh.codes import ActionCode, ActionKind
@@ -77,9 +78,21 @@ def wrong_outputs(job: Job) -> str:
     """Why nobody may get a row of the job's outputs, whatever the device says of them; empty if they are right.
 
     Rows are told apart by their bytes alone: if an output has one row too many, each client gets its neighbour's row.
+    Where rows differ in size, what each part gets is cut now, unless the device has done that.
     """
     action = job.action
     assert isinstance(action, wire.Infer)
+    if job.spec is not None:
+        return _cut(job, job.spec, action)
     found = [len(output) for output in job.outputs]
     wanted = [size * action.batch for size in job.output_row_bytes]
     return "" if found == wanted else f"outputs of {found} bytes; {action.batch} rows take {wanted}"
+
+
+def _cut(job: Job, spec: wire.ModelSpec, action: wire.Infer) -> str:
+    if job.cut is None:
+        try:
+            job.cut = cut_outputs(spec, action, job.outputs, job.output_shapes)
+        except Indivisible as error:
+            return str(error)
+    return ""

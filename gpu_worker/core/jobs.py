@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from gpu_worker.core.cutting import Cut, Shape
 from gpu_worker.core.pages import Holding
 from mesh import wire
 from mesh.codes import ActionCode
+from mesh.sizes import Extents, holds
 
 OK = ActionCode.OK
 
@@ -34,6 +36,7 @@ class Done:
     message: str = ""
     gathered: bool = False  # EXEC gathered the weights into the execution buffer first
     clock_mhz: float = 0.0  # 0: unknown
+    memory_bytes: int = 0  # that a measuring run took, of EXEC; 0: that was not seen
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +56,10 @@ class Job:
     revoked: bool = False  # nobody waits for it: it ends when the phase that runs has ended
     slot: Any = None  # belongs to the device: where the inputs lie
     output_row_bytes: tuple[int, ...] = ()  # bytes of one row of each output, as the model's spec promises
+    spec: wire.ModelSpec | None = None  # of an INFER whose rows may differ in size; None: its rows are all alike
     outputs: list[memoryview] = field(default_factory=list)  # written by the device: one tensor per output, all rows
+    output_shapes: Sequence[Shape] = ()  # written by the device, if there is a `spec`: of each output, with all rows
+    cut: Cut | None = None  # if there is a `spec`: what each part gets, once OUTPUT has ended well, or before
 
 
 @dataclass(slots=True)
@@ -82,4 +88,21 @@ class Servable:
     pages: int
     batch_max: int
     batch_sizes: frozenset[int] | None  # None: any size up to the maximum
-    output_row_bytes: tuple[int, ...]  # of each output
+    output_row_bytes: tuple[int, ...]  # of each output; () if there is a `spec`
+    spec: wire.ModelSpec | None = None  # of a version whose rows may differ in size; None: its rows are all alike
+    limits: tuple[tuple[Extents, int], ...] = ()  # (extents, most rows that fit with them), ascending; (): not known
+
+    def largest(self, extents: Extents) -> int:
+        """Returns the most rows that a batch of these extents may have; 0 if the model does not take them.
+
+        It is what was measured at the least extents that hold these, which ascend by one dimension after the other.
+        """
+        dims = self.spec.dims if self.spec is not None else ()
+        if len(extents) != len(dims) or any(
+            not dim.least <= extent <= dim.most for dim, extent in zip(dims, extents, strict=True)
+        ):
+            return 0
+        if not self.limits:
+            return self.batch_max
+        rows = next((rows for outer, rows in self.limits if holds(outer, extents)), 0)
+        return min(rows, self.batch_max)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gpu_worker.core.endings import failed, infer_ended, load_ended, unload_ended, wrong_outputs
+from gpu_worker.core.fitting import batch_fault
 from gpu_worker.core.jobs import Done, Effect, Job, Phase, Report, Servable, StartPhase
 from gpu_worker.core.pages import PageTable
 from mesh import wire
@@ -116,12 +117,15 @@ class Lanes:
             return []
         job = self._job(action, epoch, now)
         job.tensors = tensors
-        code = self._refuse(job) or self._refuse_batch(action)
+        code, why = self._refuse(job), ""
+        if code is None:
+            code, why = batch_fault(self.servables[action.ref], action)
         if code is None and not self._weights_coming(action.ref):
             code = ActionCode.WEIGHTS_MISSING
         if code is not None:
-            return [self._failed(job, code)]
-        job.output_row_bytes = self.servables[action.ref].output_row_bytes
+            return [self._failed(job, code, why)]
+        servable = self.servables[action.ref]
+        job.output_row_bytes, job.spec = servable.output_row_bytes, servable.spec
         _insert(self._infers, job)
         return self._advance(now)
 
@@ -278,15 +282,6 @@ class Lanes:
             return ActionCode.OVERFULL
         if job.received_s > job.action.latest_s:
             return ActionCode.LATE
-        return None
-
-    def _refuse_batch(self, action: wire.Infer) -> ActionCode | None:
-        model = self.servables[action.ref]
-        rows = sum(part.rows for part in action.parts)
-        if not 1 <= action.batch <= model.batch_max or rows > action.batch:
-            return ActionCode.BAD_BATCH
-        if model.batch_sizes is not None and action.batch not in model.batch_sizes:
-            return ActionCode.BAD_BATCH
         return None
 
     def _job(self, action: wire.Load | wire.Infer, epoch: int, now: float) -> Job:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from gpu_worker.core.cutting import Cut, Shape
 from mesh import wire
 from mesh.tensors import byte_count
 
@@ -12,19 +13,24 @@ def row_bytes(specs: Sequence[wire.TensorSpec]) -> tuple[int, ...]:
 
 
 def outputs_by_frontend(
-    action: wire.Infer, outputs: Sequence[memoryview], device: str, exec_s: float
+    action: wire.Infer, outputs: Sequence[memoryview], device: str, exec_s: float, cut: Cut | None = None
 ) -> dict[str, tuple[wire.Outputs, list[memoryview]]]:
     """Returns {frontend: (its message, its frames)}; `outputs` hold the rows of all parts, in the parts' order.
 
-    Each output has exactly as many bytes as the rows of the batch take: the lanes checked it.
+    Each output has exactly as many bytes as the rows of the batch take: the lanes checked it. Where rows differ in
+    size, `cut` has what each part gets instead.
     """
     shares: dict[str, tuple[list[wire.Answer], list[memoryview]]] = {}
-    widths = [len(output) // action.batch for output in outputs]
+    widths = [len(output) // action.batch for output in outputs] if cut is None else []
     row = 0
-    for part in action.parts:
-        pieces = tuple(
-            output[row * width : (row + part.rows) * width] for output, width in zip(outputs, widths, strict=True)
-        )
+    for i, part in enumerate(action.parts):
+        shapes: tuple[Shape, ...] = ()
+        if cut is None:
+            pieces = tuple(
+                output[row * width : (row + part.rows) * width] for output, width in zip(outputs, widths, strict=True)
+            )
+        else:
+            pieces, shapes = cut.portions[i].tensors, cut.portions[i].shapes
         row += part.rows
         answers, frames = shares.setdefault(part.frontend, ([], []))
         inline = sum(map(len, pieces)) <= wire.INLINE_BYTES_MAX
@@ -37,6 +43,7 @@ def outputs_by_frontend(
                 cold=part.cold,
                 inline=pieces if inline else (),
                 frames=0 if inline else len(pieces),
+                shapes=shapes,
             )
         )
         if not inline:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from gpu_worker.core.figures import Cell
 from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.packages.package import Package
 from mesh import wire
@@ -19,10 +20,12 @@ class DeviceError(GearmeshError):
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What decides how long a version takes, besides the kind of device and the architecture."""
+    """What decides how long a version takes, and what fits, besides the kind of device and the architecture."""
 
     engine: str = "eager"  # how EXEC runs
     load_from: str = "host"  # where LOAD reads the weights: "host" memory or "disk"
+    cells: tuple[Cell, ...] = ()  # with open dimensions: all batches that can be executed, ascending; (): any
+    memory_bytes: int = 0  # that a batch may take; 0: there is no limit, or the device says itself what does not fit
 
 
 class Device(Protocol):

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
+from gpu_worker.core.cutting import Indivisible, check_shapes, cut_outputs, varies
 from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.core.outputs import row_bytes
 from gpu_worker.devices.arena import Arena, Bytes, MappingCache
@@ -30,9 +31,20 @@ from gpu_worker.devices.execution.executables import (
     views,
     warm_up,
 )
+from gpu_worker.devices.execution.open_rows import OpenInputs, tensors
 from gpu_worker.devices.execution.passed import PassedChecks
 from gpu_worker.devices.execution.rows import fill, owned, padding_rows
-from gpu_worker.devices.images import HOST, HostImage, Image, Images, WeightsChanged, available_bytes, host_budget
+from gpu_worker.devices.gauge import MemoryGauge
+from gpu_worker.devices.images import (
+    HOST,
+    HostImage,
+    Image,
+    Images,
+    WeightsChanged,
+    available_bytes,
+    batch_budget,
+    host_budget,
+)
 from gpu_worker.devices.locks import DeviceLock, claim_first
 from gpu_worker.devices.slots import SlotPool
 from gpu_worker.devices.task_thread import TaskThread
@@ -51,6 +63,7 @@ MAPPINGS_SHARE = 2  # address space for mappings of pages, in sizes of the arena
 # longer actions go to a thread. Source: scripts/bench_worker.py, a hand-over costs 0.1-0.2 ms here
 INLINE_S_MAX = 0.001
 INLINE_BYTES_MAX = 256 * 1024  # the same limit for LOAD: copying 256 KiB takes some 30 us
+ONNXRUNTIME = "onnxruntime"  # an engine, with memory of its own
 SLOTS = 8  # buffers for inputs: the lanes hold a handful of INFERs at a time
 
 
@@ -70,9 +83,10 @@ class CpuVersion:
     package: Package
     executable: CpuExecutable
     image: Image  # the weights, outside the arena
-    row_bytes: tuple[int, ...]  # of each input
-    padding: tuple[Bytes, ...]  # one row of each input
-    promise: Promise  # of its outputs
+    row_bytes: tuple[int, ...]  # of each input; () if it is `open`
+    padding: tuple[Bytes, ...]  # one row of each input; () if it is `open`
+    promise: Promise  # of its outputs; () if it is `open`
+    open: OpenInputs | None  # of a version whose rows may differ in size
     # (pages, views of the weights in them); None after an UNLOAD. It follows from the pages alone: so the thread of
     # either lane, or the loop's, may replace it at any time, and whoever reads it once has a pair that fits
     loaded: tuple[tuple[int, ...], list[torch.Tensor]] | None = None
@@ -125,7 +139,9 @@ class CpuDevice:
         self._weights_bytes_max = settings.window_mb << 20
         self._finished: Finished | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._exec = TaskThread("exec", self._run_exec)
+        self._gauge = MemoryGauge()
+        self._batch_bytes_max = batch_budget(settings.batch_memory_mb)
+        self._exec = TaskThread("exec", self._execute)
         self._load = TaskThread("load", self.load)
 
     @classmethod
@@ -165,13 +181,10 @@ class CpuDevice:
             self._images.drop(package.ref)
             raise
         self._executables[package.architecture] = executable
-        sizes = row_bytes(package.spec.inputs)
-        needed = sum(sizes) * package.spec.batch_max
+        version, needed = _version(package, executable, image)
         if needed > self._slots.slot_bytes:
             self._slots = SlotPool(needed, SLOTS)
-        self._versions[package.ref] = CpuVersion(
-            package, executable, image, sizes, padding_rows(package), promise(package.spec.outputs)
-        )
+        self._versions[package.ref] = version
         return None
 
     def _executable(self, package: Package, image: Image) -> CpuExecutable:
@@ -196,7 +209,7 @@ class CpuDevice:
         if compiled is not None:
             return CpuExecutable(compiled, "aot", dtypes)
         onnx = package.graph is not None and package.graph.suffix == ONNX
-        return CpuExecutable(forward, "onnxruntime" if onnx else "eager", dtypes)
+        return CpuExecutable(forward, ONNXRUNTIME if onnx else "eager", dtypes)
 
     def check(self) -> None:
         """Every invariant holds. On the loop's thread."""
@@ -204,14 +217,15 @@ class CpuDevice:
         assert {version.package.architecture for version in self._versions.values()} <= set(self._executables)
 
     def traits(self, ref: str) -> Traits:
-        """Returns the engine and the place of the image of a prepared version."""
+        """Returns the engine, the place of the image, and the memory of a batch, of a prepared version."""
         version = self._versions[ref]
-        return Traits(version.executable.engine, version.image.place)
+        return Traits(version.executable.engine, version.image.place, memory_bytes=self._batch_bytes_max)
 
     def forget(self, ref: str) -> None:
         """The version is dropped, and its executable with the last version of its architecture."""
         self._images.drop(ref)
         self._versions.pop(ref, None)
+        self._gauge.forget(ref)
 
     def begin(self, phase: Phase, job: Job) -> Done | None:
         """Starts a phase. Short phases run now and their outcome is returned; others run on a lane's thread."""
@@ -221,7 +235,7 @@ class CpuDevice:
             return self._output(job)
         if phase is Phase.EXEC:
             if self._exec.idle and job.action.expected_s <= INLINE_S_MAX:
-                return self._run_exec(job)
+                return self._execute(job)
             self._exec.give((phase, job))
             return None
         version = self._versions.get(job.action.ref)
@@ -231,7 +245,7 @@ class CpuDevice:
         return None
 
     def release(self, job: Job) -> None:
-        """The job's input buffer is free; one that has become too small is dropped."""
+        """The job's input buffer is free; one of a pool that was replaced is dropped."""
         slot, job.slot = job.slot, None
         if slot is not None:
             self._slots.give(slot)
@@ -259,14 +273,42 @@ class CpuDevice:
         version = self._versions.get(action.ref)
         if version is None:
             return Done(begin_s, begin_s, 0.0, ActionCode.UNKNOWN_MODEL)
+        if version.open is not None:
+            return self._input_open(job, action, version.open, begin_s)
         job.slot = slot = self._slots.take()
         if slot is None:
             return Done(begin_s, begin_s, 0.0, ActionCode.NO_SLOTS)
-        fault = fill(slot, action, job.tensors, version.row_bytes, version.padding)
+        fault = fill(slot.data, action, job.tensors, version.row_bytes, version.padding)
         if fault:
             return Done(begin_s, begin_s, 0.0, ActionCode.BAD_INPUT, fault)
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s)
+
+    def _input_open(self, job: Job, action: wire.Infer, inputs: OpenInputs, begin_s: float) -> Done:
+        layout, size = inputs.places(action.batch, action.extents)
+        if size > self._slots.slot_bytes and size > available_bytes():
+            why = f"the inputs of {action.batch} rows of extents {list(action.extents)} take {size >> 20} MiB"
+            return Done(begin_s, begin_s, 0.0, ActionCode.NO_MEMORY, why)
+        job.slot = slot = self._slots.take(size)
+        if slot is None:
+            return Done(begin_s, begin_s, 0.0, ActionCode.NO_SLOTS)
+        fault = inputs.fill(slot.data, layout, action.extents, action.parts, job.tensors)
+        if fault:
+            return Done(begin_s, begin_s, 0.0, ActionCode.BAD_INPUT, fault)
+        end_s = time.monotonic()
+        return Done(begin_s, end_s, end_s - begin_s)
+
+    def _execute(self, job: Job) -> Done:
+        """EXEC; of a measuring run with open dimensions the memory that it takes is seen, too."""
+        action = job.action
+        assert isinstance(action, wire.Infer)
+        if action.parts or not action.extents or not self._gauge.begin(action.ref, (action.batch, action.extents)):
+            return self._run_exec(job)
+        done = self._run_exec(job)
+        version = self._versions.get(action.ref)
+        kept = version is not None and version.executable.engine == ONNXRUNTIME
+        done.memory_bytes = self._gauge.read(action.ref, kept=kept)
+        return done
 
     def _run_exec(self, job: Job) -> Done:
         action = job.action
@@ -283,12 +325,23 @@ class CpuDevice:
             if loaded is None or gathered:
                 version.loaded = loaded = (job.pages, views(self._mappings.get(job.pages), version.package))
             weights = loaded[1]
-            inputs = self._inputs(version, job.slot, action.batch)
+            inputs = self._inputs(version, job.slot.data, action)
             outputs = version.executable.forward(*weights, *inputs)
-            if not keeps(version.promise, outputs, action.batch):
+            if version.open is not None:
+                _check_open(version.package.spec, outputs, action)
+            elif not keeps(version.promise, outputs, action.batch):
                 return _broken(version.package, outputs, action.batch, begin_s)
             lent = {tensor.untyped_storage().data_ptr() for tensor in (*weights[:1], *inputs)}
             job.outputs = [raw(owned(output, lent).numpy()) for output in outputs]
+            if version.open is not None:
+                job.output_shapes = [tuple(output.shape) for output in outputs]
+                job.cut = cut_outputs(version.package.spec, action, job.outputs, job.output_shapes)
+        except Indivisible as error:
+            end_s = time.monotonic()
+            return Done(begin_s, end_s, end_s - begin_s, error.code, f"{version.package.ref}: {error}")
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            end_s = time.monotonic()
+            return Done(begin_s, end_s, end_s - begin_s, ActionCode.NO_MEMORY, f"{type(error).__name__}: {error}")
         # whatever the model raises is the outcome of that action, and must not end the process
         except Exception as error:
             end_s = time.monotonic()
@@ -296,7 +349,10 @@ class CpuDevice:
         end_s = time.monotonic()
         return Done(begin_s, end_s, end_s - begin_s, gathered=gathered)
 
-    def _inputs(self, version: CpuVersion, slot: Bytes, batch: int) -> list[torch.Tensor]:
+    def _inputs(self, version: CpuVersion, slot: Bytes, action: wire.Infer) -> list[torch.Tensor]:
+        batch = action.batch
+        if version.open is not None:
+            return tensors(slot, version.open.places(batch, action.extents)[0])
         inputs = []
         at = 0
         for spec, size in zip(version.package.spec.inputs, version.row_bytes, strict=True):
@@ -349,6 +405,27 @@ def _make_arena(count: int, page_bytes: int) -> Arena:
         raise DeviceError(
             f"cannot allocate an arena of {count * page_bytes >> 20} MiB ({error}): lower GEARMESH_ARENA_MB"
         ) from error
+
+
+def _version(package: Package, executable: CpuExecutable, image: Image) -> tuple[CpuVersion, int]:
+    """Returns the version, and the bytes of the buffers that it needs for inputs. Raises: PackageError."""
+    spec = package.spec
+    if varies(spec):
+        inputs = OpenInputs.of(package)
+        return CpuVersion(package, executable, image, (), (), (), inputs), inputs.buffer_bytes
+    sizes = row_bytes(spec.inputs)
+    padding = padding_rows(package)
+    version = CpuVersion(package, executable, image, sizes, padding, promise(spec.outputs), None)
+    return version, sum(sizes) * spec.batch_max
+
+
+def _check_open(spec: wire.ModelSpec, outputs: Sequence[torch.Tensor], action: wire.Infer) -> None:
+    """The outputs have the promised dtypes and shapes, as far as these are promised. Raises: Indivisible."""
+    check_shapes(spec, action.batch, action.extents, [tuple(output.shape) for output in outputs])
+    for tensor, output in zip(spec.outputs, outputs, strict=True):
+        found = str(output.dtype).removeprefix("torch.")
+        if found != tensor.dtype:
+            raise Indivisible(f"output {tensor.name}: the model gives {found}, promised is {tensor.dtype}")
 
 
 def _own_weights(package: Package, image: Image) -> list[torch.Tensor]:

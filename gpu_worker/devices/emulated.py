@@ -5,6 +5,7 @@ import itertools
 import time
 from pathlib import Path
 
+from gpu_worker.core.cutting import hollow, varies
 from gpu_worker.core.emulation import Emulator, ModelTimes, ProfileError, exec_s, own_edges, parse_profile, sizes_of
 from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.core.sized_times import exact_edges
@@ -131,6 +132,9 @@ class EmulatedDevice:
         package: Package = job.slot
         spec = package.spec
         batch = job.action.batch
+        if varies(spec):
+            job.outputs, job.output_shapes = hollow(spec, batch, job.action.extents)
+            return
         job.outputs = [memoryview(bytes(byte_count(t.dtype, t.shape[1:]) * batch)) for t in spec.outputs]
 
     def _ring(self, now: float) -> None:

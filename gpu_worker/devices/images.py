@@ -211,6 +211,11 @@ def host_budget(setting_mb: int) -> int:
     return setting_mb << 20 if setting_mb else available_bytes() // 2
 
 
+def batch_budget(setting_mb: int) -> int:
+    """Returns the bytes of host memory that a batch may take: the setting, or a quarter of what is available now."""
+    return setting_mb << 20 if setting_mb else available_bytes() // 4
+
+
 def available_bytes() -> int:
     """Returns the bytes of memory that processes can still get, as the kernel estimates it."""
     for line in Path("/proc/meminfo").read_text().splitlines():

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import xxhash
 
-from gpu_worker.packages.package import Digests, Identity, Package
+from gpu_worker.packages.package import Digests, Identity, Package, tensors_told
 from gpu_worker.packages.reading.files import open_plain
 from gpu_worker.packages.stored import EXAMPLE
 from mesh.codes import PackageCode
@@ -69,11 +69,13 @@ class ContentDigests:
         spec = package.spec
         made_by = [package.factory, package.factory_args]
         parts: dict[str, object] = {
-            "inputs": _digest(msgspec.json.encode(spec.inputs)),
-            "outputs": _digest(msgspec.json.encode(spec.outputs)),
+            "inputs": _digest(tensors_told(spec.inputs)),
+            "outputs": _digest(tensors_told(spec.outputs)),
             "labels": _digest(msgspec.json.encode(spec.labels)),
             "architecture": _digest(json.dumps(made_by, sort_keys=True).encode()),
         }
+        if spec.dims:
+            parts["dims"] = _digest(msgspec.json.encode([spec.dims, spec.exact]))
         if package.graph is not None:
             parts[package.graph.name] = self._file(package, package.graph)[0]
         return parts

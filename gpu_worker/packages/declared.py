@@ -3,16 +3,18 @@
 import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
 from gpu_worker.packages.manifests import faults_of, sound
+from gpu_worker.packages.opening import dims_faults, known_dims, pad_fault, sizes, unused_faults
 from gpu_worker.packages.reading.files import Faults, read_plain
 from mesh import wire
-from mesh.tensors import DTYPES, byte_count
+from mesh.tensors import DTYPES, VARIABLE, byte_count
+from mesh.wire.ranges import OPEN_MAX
 
 BATCH_MAX = 1024
 ROWS_LEAST = 4  # a model is tried with as many rows at once, or with its largest batch
@@ -24,6 +26,7 @@ EXTENT_MAX = 2**40
 ARGUMENTS_MAX = 64  # of a factory
 TENSORS_MAX = 64  # of inputs, and of outputs, of one model
 MANIFEST = "model.toml"
+TEXT = ": text and bytes go to a container, any Python function (docs/containers.md)"
 # of TOML: texts and comments, of which what follows sees none; tomllib takes the square of a key's parts in memory
 QUOTED = re.compile(r'''(?s:"""(?:[^\\]|\\.)*?"""|\'{3}.*?\'{3})|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|#[^\n]*''')
 LONG_KEY = re.compile(r"(?<![\w-])[\w-]+(?:[ \t]*\.[ \t]*[\w-]+){16}")
@@ -33,13 +36,22 @@ FACTORY = re.compile(r"[A-Za-z]\w*(?:\.[A-Za-z]\w*)*:[A-Za-z]\w*", re.ASCII)
 
 
 _Extent = Annotated[int, msgspec.Meta(ge=-EXTENT_MAX, le=EXTENT_MAX)]
+_DimName = Annotated[str, msgspec.Meta(max_length=32)]
 _Plain = bool | int | float | str
 
 
 class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     dtype: str
-    shape: Annotated[list[_Extent], msgspec.Meta(max_length=RANK_MAX)]
+    shape: Annotated[list[_Extent | _DimName], msgspec.Meta(max_length=RANK_MAX)]  # names of open dimensions
+    pad: float = 0.0  # of an input
+    owner: Annotated[str, msgspec.Meta(max_length=64)] = ""  # of an output
+    count: Annotated[str, msgspec.Meta(max_length=64)] = ""  # of an output
+
+    @property
+    def row(self) -> list[int | str]:
+        """The shape of one row."""
+        return self.shape[1:]
 
 
 class _Architecture(msgspec.Struct, forbid_unknown_fields=True):
@@ -59,6 +71,8 @@ class _Manifest(msgspec.Struct, forbid_unknown_fields=True):
     cache: bool = True
     labels: Annotated[list[str], msgspec.Meta(max_length=LABELS_MAX)] = []
     description: str = ""
+    dims: Annotated[dict[str, list[_Extent]], msgspec.Meta(max_length=TENSORS_MAX)] = {}  # {name: [least, most]}
+    exact: bool = False
 
 
 def manifest_of(folder: Path) -> Path:
@@ -91,47 +105,113 @@ def read_manifest(file: Path, faults: Faults) -> _Manifest | None:
 
 def spec_of(manifest: _Manifest, faults: list[str]) -> wire.ModelSpec:
     """What clients may send and get back. Appends what is wrong with the inputs and outputs to `faults`."""
+    before = len(faults)
+    faults.extend(f"model.toml: {fault}" for fault in dims_faults(manifest.dims))
+    faults.extend(f"model.toml: {fault}" for fault in unused_faults(manifest.dims, (t.row for t in manifest.inputs)))
+    if manifest.exact and not manifest.dims:
+        faults.append("model.toml: exact: there are no dims that could be filled up; leave it out")
     for kind, tensors in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         names = [tensor.name for tensor in tensors]
         if len(set(names)) != len(names):
             faults.append(f"model.toml: {kind}: a name occurs twice")
         for tensor in tensors:
-            if tensor.dtype not in DTYPES:
-                faults.append(
-                    f"model.toml: {kind} {tensor.name}: dtype {tensor.dtype!r} is none of {', '.join(DTYPES)}"
-                )
-            if not tensor.shape or tensor.shape[0] != -1 or any(extent < 1 for extent in tensor.shape[1:]):
-                faults.append(
-                    f"model.toml: {kind} {tensor.name}: shape must be [-1, ...] with the batch first and then positive "
-                    f"extents; got {tensor.shape}"
-                )
-            elif tensor.dtype in DTYPES:
-                faults.extend(_size_fault(kind, tensor, manifest.batch_max))
-            if not tensor.name.isprintable():
-                faults.append(f"model.toml: {kind} {tensor.name!r}: a name holds printable characters alone")
-    return wire.ModelSpec(
+            faults.extend(f"model.toml: {kind} {fault}" for fault in _tensor_faults(kind, tensor, manifest))
+    dims = tuple(wire.Dim(name=n, least=low, most=high) for n, (low, high) in known_dims(manifest.dims).items())
+    spec = wire.ModelSpec(
         inputs=_tensors(manifest.inputs),
         outputs=_tensors(manifest.outputs),
         batch_max=manifest.batch_max,
         slo_ms=manifest.slo_ms,
         cacheable=manifest.cache,
         labels=tuple(manifest.labels),
+        dims=dims[:OPEN_MAX],
+        exact=manifest.exact,
     )
+    if len(faults) == before and (fault := spec.fault()):
+        faults.append(f"model.toml: {fault}")
+    return spec
 
 
-def _size_fault(kind: str, tensor: _Tensor, batch_max: int) -> Iterator[str]:
-    """Yields a fault if the largest batch of the tensor takes more memory than any may."""
-    rows = max(batch_max, ROWS_LEAST)
-    size = byte_count(tensor.dtype, tensor.shape[1:]) * rows
-    if size > BATCH_BYTES_MAX:
+def _tensor_faults(kind: str, tensor: _Tensor, manifest: _Manifest) -> Iterator[str]:
+    name, dims = tensor.name, known_dims(manifest.dims)
+    if tensor.dtype not in DTYPES:
+        yield f"{name}: dtype {tensor.dtype!r} is none of {', '.join(DTYPES)}{TEXT if tensor.dtype in VARIABLE else ''}"
+    strange = [extent for extent in tensor.row if isinstance(extent, str) and extent not in manifest.dims]
+    if strange:
+        yield f"{name}: shape has {', '.join(map(repr, strange))}, of which [dims] says no least and most extent"
+    loose = kind == "outputs" and manifest.exact
+    if not tensor.shape or tensor.shape[0] != -1 or any(not _is_extent(extent, loose) for extent in tensor.row):
         yield (
-            f"model.toml: {kind} {tensor.name}: {rows} rows of {tensor.dtype} {tensor.shape[1:]} take {size} bytes; at "
-            f"most {BATCH_BYTES_MAX} may be in a batch: give a smaller batch_max, or mend the shape"
+            f"{name}: shape must be [-1, ...] with the batch first and then positive extents, or names in [dims]; got "
+            f"{tensor.shape}"
         )
+    elif tensor.dtype in DTYPES and all(extent in dims for extent in tensor.row if isinstance(extent, str)):
+        yield from _size_faults(tensor, dims, manifest.batch_max)
+    if not tensor.name.isprintable():
+        yield f"{name!r}: a name holds printable characters alone"
+    if kind == "inputs" and (tensor.owner or tensor.count):
+        yield f"{name}: owner and count are of outputs"
+    if kind == "outputs" and tensor.pad:
+        yield f"{name}: pad is of inputs"
+    if kind == "inputs" and tensor.pad:
+        fault = pad_fault(tensor.pad, tensor.dtype, any(isinstance(extent, str) for extent in tensor.row))
+        yield from (f"{name}: {fault}" for _ in range(bool(fault)))
+    if kind == "outputs":
+        yield from (f"{name}: {fault}" for fault in _teller_faults(tensor, manifest))
+
+
+def _teller_faults(tensor: _Tensor, manifest: _Manifest) -> Iterator[str]:
+    """Yields what is wrong with the output that tells to which row the elements of this one belong."""
+    known = {one.name: one for one in manifest.outputs}
+    if tensor.owner and tensor.count:
+        yield "it has either an owner or a count"
+    for field, name in (("owner", tensor.owner), ("count", tensor.count)):
+        teller = known.get(name)
+        if name and (teller is None or teller.dtype != "int64" or teller.shape != [-1] or teller is tensor):
+            yield f"{field} {name!r} must be another output, int64 [-1]"
+        elif teller is not None and (teller.owner or teller.count):
+            yield f"{field} {name!r} has an owner or a count itself"
+    if tensor.count and (len(tensor.shape) < 2 or not isinstance(tensor.shape[1], int) or tensor.shape[1] < 1):
+        yield f"what is counted has the shape [-1, most, ...] with a number for most; got {tensor.shape}"
+
+
+def _is_extent(extent: int | str, loose: bool) -> bool:
+    return isinstance(extent, str) or extent >= 1 or (loose and extent == -1)
+
+
+def _size_faults(tensor: _Tensor, dims: Mapping[str, tuple[int, int]], batch_max: int) -> Iterator[str]:
+    """Yields a fault if the largest batch of the tensor, of the least extents, or its largest row takes too much."""
+    many = max(batch_max, ROWS_LEAST)
+    row = [1 if extent == -1 else extent for extent in tensor.row]
+    for rows, most in ((many, False), *([(1, True)] if dims else [])):
+        size = byte_count(tensor.dtype, sizes(row, dims, most)) * rows
+        if size > BATCH_BYTES_MAX:
+            yield (
+                f"{tensor.name}: {rows} rows of {tensor.dtype} {list(sizes(row, dims, most))} take {size} bytes; at "
+                f"most {BATCH_BYTES_MAX} may be in a batch: give a smaller {'most' if most else 'batch_max'}, or mend "
+                "the shape"
+            )
 
 
 def _tensors(tensors: list[_Tensor]) -> tuple[wire.TensorSpec, ...]:
-    return tuple(wire.TensorSpec(name=t.name, dtype=t.dtype, shape=tuple(t.shape)) for t in tensors)
+    return tuple(
+        wire.TensorSpec(
+            name=t.name,
+            dtype=t.dtype,
+            shape=tuple(-1 if isinstance(extent, str) else extent for extent in t.shape),
+            dims=dims_of(t.row),
+            pad=t.pad,
+            owner=t.owner,
+            count=t.count,
+        )
+        for t in tensors
+    )
+
+
+def dims_of(row: Sequence[int | str]) -> tuple[str, ...]:
+    """Returns the name of each dimension of a row; () if none has a name."""
+    names = tuple(extent if isinstance(extent, str) else "" for extent in row)
+    return names if any(names) else ()
 
 
 def check_architecture(

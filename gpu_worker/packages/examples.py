@@ -11,16 +11,20 @@ from typing import Any
 
 import torch
 
+from gpu_worker.packages.batches import Draw
 from gpu_worker.packages.comparing import Run, finite_share
 from gpu_worker.packages.importing.arrays import array_of, arrays_of, cast
-from gpu_worker.packages.trials import Draw, Trial, check
+from gpu_worker.packages.sizing import LARGE_POSITIONS, NOTHING_OPEN, Sizing, told
+from gpu_worker.packages.trials import Trial, check
 from mesh import wire
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
+from mesh.sizes import Extents, row_shape
 
 KEPT_ROWS = 4  # rows of the example that is stored with a package
 KEPT_BYTES = 1 << 20  # if KEPT_ROWS rows take more than this, two rows are stored
 TRIED_ROWS = 4
+MASKED = 0.75  # share of True in a random mask
 SCALES = (1.0, 0.1, 10.0, 0.5)  # of the rows of random floats, in turn
 ENOUGH = 0.25  # share of finite outputs at which no narrower values are tried
 WIDTHS = (30_000, 1000, 100, 10, 5, 3, 2)  # of integer ranges that start at zero: token ids, classes, flags, ...
@@ -29,19 +33,24 @@ SEED = 40
 
 @dataclass(frozen=True, slots=True)
 class ValueKind:
-    """How values of one input are drawn: normal | unit | ones | coin | yes | no | range."""
+    """How values of one input are drawn: normal | unit | ones | mask | coin | yes | no | range."""
 
     name: str
     low: int = 0
     high: int = 0  # end of a range, exclusive
+    dim: int | None = None  # open dimension whose extent is added to `high`
 
     @property
     def varies(self) -> bool:
         """Whether the drawn values can differ from each other."""
-        return self.high - self.low > 1 if self.name == "range" else self.name in ("normal", "unit", "coin")
+        if self.name == "range":
+            return self.dim is not None or self.high - self.low > 1
+        return self.name in ("normal", "unit", "coin", "mask")
 
-    def draw(self, dtype: torch.dtype, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-        """Returns values of this shape, `[rows, ...]`."""
+    def draw(
+        self, dtype: torch.dtype, shape: tuple[int, ...], generator: torch.Generator, extents: Extents = ()
+    ) -> torch.Tensor:
+        """Returns values of this shape, `[rows, ...]`, for a model whose open dimensions have these extents."""
         if self.name == "normal":
             scales = torch.tensor([SCALES[i % len(SCALES)] for i in range(shape[0])])
             drawn = torch.randn(shape, generator=generator) * scales.view(-1, *[1] * (len(shape) - 1))
@@ -50,28 +59,41 @@ class ValueKind:
             return torch.rand(shape, generator=generator).to(dtype)
         if self.name == "coin":
             return torch.rand(shape, generator=generator) < 0.5
+        if self.name == "mask":  # of each row, the first element is there
+            mask = torch.rand(shape, generator=generator) < MASKED
+            mask.view(len(mask), -1)[:, :1] = True
+            return mask
         if self.name == "range":
-            values = torch.randint(self.low, self.high, shape, generator=generator).flatten()
+            high = self.high + (0 if self.dim is None else extents[self.dim])
+            values = torch.randint(self.low, max(high, self.low + 1), shape, generator=generator).flatten()
             if len(values):  # include both ends: what works for them works for everything between
-                values[0], values[-1] = self.high - 1, self.low
+                values[0], values[-1] = max(high - 1, self.low), self.low
             return values.view(shape).to(dtype)
         return torch.full(shape, self.name != "no").to(dtype)
 
 
-def kinds(spec: wire.TensorSpec, extents: Sequence[int]) -> list[ValueKind]:
+def kinds(spec: wire.TensorSpec, extents: Sequence[int], sizing: Sizing = NOTHING_OPEN) -> list[ValueKind]:
     """Returns the kinds to try for an input, the widest first.
 
-    `extents`: the extents of all inputs; a valid length is at most one of them.
+    `extents`: the fixed extents of all inputs; a valid length is at most one of them. Integers of an input without an
+    open dimension are taken for lengths in one first, of a model that has any.
     """
     dtype = getattr(torch, spec.dtype)
     if dtype.is_floating_point:
         return [ValueKind("normal"), ValueKind("unit"), ValueKind("ones")]
     if dtype is torch.bool:
-        return [ValueKind("coin"), ValueKind("yes"), ValueKind("no")]
+        return [
+            *([ValueKind("mask")] if any(spec.dims) else []), ValueKind("coin"), ValueKind("yes"), ValueKind("no"),
+        ]  # fmt: skip
     most = torch.iinfo(dtype).max + 1
+    lengths = [ValueKind("range", low, low, dim) for dim in range(len(sizing.dims)) for low in (1, 0)]
     ranges = {(0, min(width, most)) for width in (*WIDTHS, *extents, min(most, 256))}
     ranges |= {(1, min(extent + 1, most)) for extent in (*extents, 1) if extent < most} | {(0, 1)}
-    return [ValueKind("range", low, high) for low, high in sorted(ranges, key=lambda r: (r[1], r[0]), reverse=True)]
+    known = [ValueKind("range", low, high) for low, high in sorted(ranges, key=lambda r: (r[1], r[0]), reverse=True)]
+    if not any(spec.dims):
+        return lengths + known
+    at = next((i for i, kind in enumerate(known) if kind.high <= min(sizing.usual, default=0)), len(known))
+    return known[:at] + lengths + known[at:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,50 +102,71 @@ class Drawn:
 
     specs: tuple[wire.TensorSpec, ...]
     kinds: tuple[ValueKind, ...]
+    sizing: Sizing = NOTHING_OPEN
 
-    def draw(self, rows: int, generator: torch.Generator) -> list[torch.Tensor]:
-        """Returns one tensor `[rows, ...]` for each input."""
+    def draw(self, rows: int, generator: torch.Generator, extents: Extents = ()) -> list[torch.Tensor]:
+        """Returns one tensor `[rows, ...]` for each input, of these extents or else of usual ones."""
+        dims, extents = self.sizing.dims, extents or self.sizing.usual
         return [
-            kind.draw(getattr(torch, spec.dtype), (rows, *spec.shape[1:]), generator)
+            kind.draw(getattr(torch, spec.dtype), (rows, *row_shape(spec, dims, extents)), generator, extents)
             for spec, kind in zip(self.specs, self.kinds, strict=True)
         ]
 
 
 @dataclass(frozen=True, slots=True)
 class KeptRows:
-    """Draws from rows that are known to be valid, in random order."""
+    """Draws from rows that are known to be valid, in random order; of other extents, cut or repeated to them."""
 
     rows: tuple[torch.Tensor, ...]  # one tensor for each input
+    sizing: Sizing = NOTHING_OPEN
 
-    def draw(self, rows: int, generator: torch.Generator) -> list[torch.Tensor]:
-        """Returns one tensor `[rows, ...]` for each input. Each kept row is used once before any is used again."""
+    def draw(self, rows: int, generator: torch.Generator, extents: Extents = ()) -> list[torch.Tensor]:
+        """Returns one tensor `[rows, ...]` for each input. Each kept row is used once before any is used again.
+
+        Without `extents`, the rows have their own.
+        """
         there = len(self.rows[0])
         order = [i for _ in range(-(-rows // there)) for i in torch.randperm(there, generator=generator).tolist()]
-        return [tensor[torch.tensor(order[:rows])] for tensor in self.rows]
+        chosen = [tensor[torch.tensor(order[:rows])] for tensor in self.rows]
+        return self.sizing.fitted(chosen, extents) if extents else chosen
+
+    def filling(self) -> list[torch.Tensor]:
+        """Returns the row `[1, ...]` that fills batches up: the first one, of the least extents."""
+        first = [tensor[:1] for tensor in self.rows]
+        return self.sizing.fitted(first, self.sizing.least) if self.sizing.dims else first
 
 
-def find(specs: Sequence[wire.TensorSpec], run: Run, batch_max: int) -> tuple[Drawn | None, Exception | None]:
+def filling(draw: Draw, sizing: Sizing, seed: int) -> list[torch.Tensor]:
+    """Returns a row `[1, ...]` to fill batches up with in a trial: a drawn one, of the least extents."""
+    generator = torch.Generator().manual_seed(seed)
+    return draw(1, generator, sizing.least) if sizing.dims else draw(1, generator)
+
+
+def find(
+    specs: Sequence[wire.TensorSpec], run: Run, batch_max: int, sizing: Sizing = NOTHING_OPEN
+) -> tuple[Drawn | None, Exception | None]:
     """Returns (random inputs that `run` accepts, None), or (None, why it rejects the simplest ones).
 
     Raises: PackageError that `run` raises, because the inputs are not the cause then.
     """
-    search = _Search(tuple(specs), run, min(batch_max, TRIED_ROWS))
+    search = _Search(tuple(specs), run, min(batch_max, TRIED_ROWS), sizing)
     return search.find(), search.why
 
 
-def harmless(specs: Sequence[wire.TensorSpec]) -> Drawn:
+def harmless(specs: Sequence[wire.TensorSpec], sizing: Sizing = NOTHING_OPEN) -> Drawn:
     """Returns random floats; integers are zero, which is a valid index of any table."""
     chosen = [kinds(spec, ()) for spec in specs]
-    return Drawn(tuple(specs), tuple(found[0] if found[0].name == "normal" else found[-1] for found in chosen))
+    kept = tuple(found[0] if found[0].name in ("normal", "mask") else found[-1] for found in chosen)
+    return Drawn(tuple(specs), kept, sizing)
 
 
 class _Search:
     """Tries kinds of inputs, one combination after the other."""
 
-    def __init__(self, specs: tuple[wire.TensorSpec, ...], run: Run, rows: int) -> None:
-        extents = sorted({extent for spec in specs for extent in spec.shape[1:]})
-        self._specs, self._run, self._rows = specs, run, rows
-        self._kinds = [kinds(spec, extents) for spec in specs]
+    def __init__(self, specs: tuple[wire.TensorSpec, ...], run: Run, rows: int, sizing: Sizing) -> None:
+        extents = sorted({extent for spec in specs for extent in spec.shape[1:] if extent > 0})
+        self._specs, self._run, self._rows, self._sizing = specs, run, rows, sizing
+        self._kinds = [kinds(spec, extents, sizing) for spec in specs]
         self._floats = [kind[0].name == "normal" for kind in self._kinds]
         self._shares: dict[tuple[ValueKind, ...], float | None] = {}
         self.why: Exception | None = None
@@ -142,7 +185,7 @@ class _Search:
             self.why = ValueError("no output is a finite number")  # such rows could show no difference
             return None
         self.why = None
-        return Drawn(self._specs, chosen)
+        return Drawn(self._specs, chosen, self._sizing)
 
     def _together(self) -> Iterator[tuple[ValueKind, ...]]:
         """Yields combinations in which all floats are at one level and all other inputs at one level, widest first."""
@@ -182,11 +225,27 @@ class _Search:
             self._shares[chosen] = self._try(chosen)
         return self._shares[chosen]
 
-    def _try(self, chosen: tuple[ValueKind, ...]) -> float | None:
-        drawn = Drawn(self._specs, chosen).draw(TRIED_ROWS, torch.Generator().manual_seed(SEED))
+    def _run_at(self, rows: Sequence[torch.Tensor], extents: Extents) -> Sequence[torch.Tensor]:
+        """Returns the outputs. Raises: ExtentsFailed, of a model with open dimensions."""
         try:
-            batches = zip(*(torch.split(tensor, self._rows) for tensor in drawn), strict=True)
-            return min(finite_share(self._run(batch)) for batch in batches)
+            return self._run(rows)
+        except PackageError:
+            raise
+        except Exception as error:
+            if not extents:
+                raise
+            raise ExtentsFailed(error, told(self._sizing.dims, extents)).with_traceback(error.__traceback__) from None
+
+    def _try(self, chosen: tuple[ValueKind, ...]) -> float | None:
+        sizing, generator = self._sizing, torch.Generator().manual_seed(SEED)
+        source = Drawn(self._specs, chosen, sizing)
+        drawn = source.draw(TRIED_ROWS, generator)
+        try:
+            batches = [*zip(*(torch.split(tensor, self._rows) for tensor in drawn), strict=True)]
+            share = min(finite_share(self._run_at(batch, sizing.usual)) for batch in batches)
+            for extents in dict.fromkeys((sizing.least, sizing.top(LARGE_POSITIONS))) if sizing.dims else ():
+                self._run_at(source.draw(1, generator, extents), extents)
+            return share
         except PackageError:
             raise
         except Exception as error:  # the author's code may raise anything
@@ -194,8 +253,18 @@ class _Search:
             return None
 
 
+class ExtentsFailed(Exception):
+    """A model fails on inputs of some extents; `error` is what it raised, `told` the extents."""
+
+    def __init__(self, error: Exception, told: str) -> None:
+        super().__init__(str(error))
+        self.error, self.told = error, told
+
+
 def message_of(error: BaseException) -> str:
     """Returns the type and the first line of a foreign error. The rest of it is for those who wrote what raised it."""
+    if isinstance(error, ExtentsFailed):
+        return f"{message_of(error.error)}, with {error.told}"
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {line[:200].rstrip('.')}" if line else type(error).__name__
 
@@ -203,12 +272,18 @@ def message_of(error: BaseException) -> str:
 def not_run(why: str) -> str:
     """Returns the message for a model that fails on random inputs."""
     return (
-        f"the model fails on random inputs: {why}. Are names, dtypes and shapes right? If only some values "
+        f"the model fails on random inputs: {why}. Are names, dtypes, shapes and dims right? If only some values "
         "are valid, give such rows: example={input: array}, two rows or more"
     )
 
 
-def given(place: str, specs: Sequence[wire.TensorSpec], example: Mapping[str, Any], batch_max: int) -> KeptRows:
+def given(
+    place: str,
+    specs: Sequence[wire.TensorSpec],
+    example: Mapping[str, Any],
+    batch_max: int,
+    sizing: Sizing = NOTHING_OPEN,
+) -> KeptRows:
     """Returns the author's rows: {input: array or tensor `[rows, ...]`}, or {"": array} if there is one input.
 
     Raises: PackageError, code bad_example.
@@ -231,9 +306,11 @@ def given(place: str, specs: Sequence[wire.TensorSpec], example: Mapping[str, An
         faults.append(f"example must have as many rows of each input; it has {[len(tensor) for tensor in rows]}")
     if not faults and not len(rows[0]):
         faults.append("example has no rows")
+    if not faults:
+        faults += extent_faults(sizing, {spec.name: tuple(t.shape) for spec, t in zip(specs, rows, strict=True)})
     if faults:
         raise PackageError(place, faults, PackageCode.BAD_EXAMPLE)
-    kept = KeptRows(tuple(rows))
+    kept = KeptRows(tuple(rows), sizing)
     if batch_max > 1 and not varied(kept):
         why = "example must have two rows that differ: of equal ones it cannot be seen that they are independent"
         raise PackageError(place, [why], PackageCode.BAD_EXAMPLE)
@@ -243,13 +320,36 @@ def given(place: str, specs: Sequence[wire.TensorSpec], example: Mapping[str, An
 def _rows(spec: wire.TensorSpec, value: object) -> torch.Tensor:
     """Returns the given rows in the input's dtype. Raises: ValueError with a sentence for people."""
     array = array_of(value)
-    if array.ndim < 1 or tuple(array.shape[1:]) != tuple(spec.shape[1:]):
-        wanted = f"[rows, {_listed(spec.shape[1:])}]" if spec.shape[1:] else "[rows]"
+    dims = spec.dims or ("",) * len(spec.shape[1:])
+    if array.ndim != len(spec.shape) or any(
+        not dim and extent != found for dim, extent, found in zip(dims, spec.shape[1:], array.shape[1:], strict=True)
+    ):
+        row = [dim or extent for dim, extent in zip(dims, spec.shape[1:], strict=True)]
+        wanted = f"[rows, {_listed(row)}]" if row else "[rows]"
         raise ValueError(f"must be {spec.dtype} {wanted}; it is {array.dtype} {list(array.shape)}")
     return torch.from_numpy(cast(array, spec.dtype))
 
 
-def _listed(shape: Sequence[int]) -> str:
+def extent_faults(sizing: Sizing, shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """Returns what is wrong with the extents of an example. `shapes`: of each input, `[rows, ...]`."""
+    faults = []
+    for i, dim in enumerate(sizing.dims):
+        found = {
+            spec.name: shapes[spec.name][at]
+            for spec in sizing.inputs
+            for at, name in enumerate(spec.dims, 1)
+            if name == dim.name
+        }
+        if len(set(found.values())) > 1:
+            listed = ", ".join(f"{extent} in {name}" for name, extent in found.items())
+            faults.append(f"example: {dim.name} must be the same in all inputs; it is {listed}")
+        elif not sizing.least[i] <= next(iter(found.values())) <= sizing.most[i]:
+            extent = next(iter(found.values()))
+            faults.append(f"example: {dim.name} must be {dim.least} to {dim.most}; it is {extent}")
+    return faults
+
+
+def _listed(shape: Sequence[int | str]) -> str:
     return ", ".join(map(str, shape))
 
 
@@ -269,10 +369,17 @@ def check_shows(place: str, outputs: Sequence[torch.Tensor]) -> None:
 
 
 def check_kept(
-    place: str, specs: Sequence[wire.TensorSpec], run: Run, rows: Sequence[torch.Tensor], batch_max: int, close: float
+    place: str,
+    specs: Sequence[wire.TensorSpec],
+    run: Run,
+    rows: Sequence[torch.Tensor],
+    batch_max: int,
+    close: float,
+    sizing: Sizing = NOTHING_OPEN,
 ) -> None:
     """The stored rows pass the checks that a worker will run with them. `specs`: the outputs. Raises: PackageError."""
-    check(place, specs, run, Trial(KeptRows(tuple(rows)).draw, batch_max, [tensor[:1] for tensor in rows]), close)
+    kept = KeptRows(tuple(rows), sizing)
+    check(place, specs, run, Trial(kept.draw, batch_max, kept.filling(), sizing=sizing), close)
 
 
 def to_keep(draw: Draw, specs: Sequence[wire.TensorSpec]) -> list[torch.Tensor]:

@@ -14,6 +14,7 @@ takes them. Models with the same architecture (graph and layout) share everythin
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,7 +89,8 @@ class Package:
         else:
             digest.update(json.dumps([self.factory, self.factory_args], sort_keys=True).encode())
         digest.update(json.dumps([(w.name, w.dtype, w.shape) for w in self.layout]).encode())
-        digest.update(msgspec.json.encode([self.spec.inputs, self.spec.outputs]))
+        digest.update(tensors_told(self.spec.inputs) + tensors_told(self.spec.outputs))
+        digest.update(msgspec.json.encode([self.spec.dims, self.spec.exact]))
         return digest.hexdigest()[:16]
 
     def pages(self, page_bytes: int) -> int:
@@ -97,6 +99,18 @@ class Package:
         It is at least one, so residency also has a meaning without weights.
         """
         return max(1, -(-self.image_bytes // page_bytes))
+
+
+def tensors_told(tensors: Sequence[wire.TensorSpec]) -> bytes:
+    """Returns all that is said of these tensors; name, dtype and shape alone where nothing else is.
+
+    So versions that were served before there were open dimensions keep their digests.
+    """
+    told = [(spec.name, spec.dtype, spec.shape) for spec in tensors]
+    more = [(spec.dims, spec.pad, spec.owner, spec.count) for spec in tensors]
+    return msgspec.json.encode(
+        [one + others if others != ((), 0.0, "", "") else one for one, others in zip(told, more, strict=True)]
+    )
 
 
 def read_package(repository: Path, ref: str, factory_allow: tuple[str, ...]) -> Package:

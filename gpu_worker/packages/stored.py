@@ -1,7 +1,7 @@
 """What the files of a version hold, read from their headers: weights, example, graph."""
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 from gpu_worker.packages.reading.files import Faults
 from gpu_worker.packages.reading.tensors import WIDTH, BadHeader, Stored, header_of, read_header
 from mesh import wire
+from mesh.sizes import Extents, row_shape
 
 ALIGNMENT = 256  # bytes; CUDA guarantees it for its own allocations, so no kernel is slower on the image
 WEIGHTS, EXAMPLE = "weights.safetensors", "example.safetensors"
@@ -68,8 +69,13 @@ def check_example(file: Path, spec: wire.ModelSpec, faults: Faults) -> None:
     if found is None:
         return
     shapes = {name: (_NAMES.get(tensor.dtype, ""), list(tensor.shape)) for name, tensor in found.items()}
-    wanted = {tensor.name: (tensor.dtype, list(tensor.shape[1:])) for tensor in spec.inputs}
     rows = {shape[0] if shape else 0 for _, shape in shapes.values()}
+    extents = _extents(spec, {name: shape[1:] for name, (_, shape) in shapes.items()})
+    wanted = (
+        {tensor.name: (tensor.dtype, list(row_shape(tensor, spec.dims, extents))) for tensor in spec.inputs}
+        if extents is not None
+        else None
+    )
     fits = {name: (dtype, shape[1:]) for name, (dtype, shape) in shapes.items()} == wanted
     if not fits or len(rows) != 1 or min(rows) < 1:
         faults.append(
@@ -78,6 +84,18 @@ def check_example(file: Path, spec: wire.ModelSpec, faults: Faults) -> None:
     size = sum(tensor.size for tensor in found.values())
     if size > EXAMPLE_BYTES_MAX:
         faults.append(f"{EXAMPLE}: its rows take {size} bytes; at most {EXAMPLE_BYTES_MAX} are read: keep fewer rows")
+
+
+def _extents(spec: wire.ModelSpec, rows: Mapping[str, Sequence[int]]) -> Extents | None:
+    """Returns the extents of an example, as the first input with each dimension has it; None if they are none."""
+    found = []
+    for dim in spec.dims:
+        tensor = next(tensor for tensor in spec.inputs if dim.name in tensor.dims)
+        row, at = rows.get(tensor.name, ()), tensor.dims.index(dim.name)
+        if at >= len(row) or not dim.least <= row[at] <= dim.most:
+            return None
+        found.append(row[at])
+    return tuple(found)
 
 
 def lay_out(tensors: list[tuple[str, str, tuple[int, ...]]]) -> tuple[tuple[Weight, ...], int]:

@@ -24,7 +24,6 @@ from mesh.tensors import DTYPES
 from mesh.versions import next_free
 
 PROFILES_MAX = 1000  # kinds of devices
-Row = tuple[str, tuple[int, ...]]  # (dtype, shape of one row)
 
 
 class OptionsKept(UserWarning):
@@ -212,33 +211,36 @@ def _note(there: Package, options: Sequence[str]) -> str:
     return f"{there.ref} was there already, with this content. Kept as it was: {', '.join(places)}; change it there"
 
 
-def manifest_text(
-    inputs: Mapping[str, Row],
-    outputs: Mapping[str, Row],
-    batch_max: int,
-    slo_ms: float,
-    labels: Sequence[str],
-    cache: bool,
-    description: str,
-    graph: str,
-) -> str:
+def manifest_text(spec: wire.ModelSpec, description: str, graph: str) -> str:
     """Returns the text of model.toml."""
     lines = [
         f"description = {_quoted(description)}",
-        f"batch_max = {batch_max}",
-        f"slo_ms = {slo_ms}",
-        f"cache = {json.dumps(cache)}",
-        f"labels = [{', '.join(map(_quoted, labels))}]",
+        f"batch_max = {spec.batch_max}",
+        f"slo_ms = {spec.slo_ms}",
+        f"cache = {json.dumps(spec.cacheable)}",
+        f"labels = [{', '.join(map(_quoted, spec.labels))}]",
+        *(["exact = true"] if spec.exact else []),
         "",
         "[architecture]",
         f"graph = {_quoted(graph)}",
     ]
-    specs = [("inputs", n, dtype, [-1, *shape]) for n, (dtype, shape) in inputs.items()]
-    specs += [("outputs", n, dtype, [-1, *shape]) for n, (dtype, shape) in outputs.items()]
-    for table, tensor, dtype, shape in specs:
-        assert dtype in DTYPES, f"{tensor}: dtype {dtype} cannot travel"
-        lines += ["", f"[[{table}]]", f"name = {_quoted(tensor)}", f'dtype = "{dtype}"', f"shape = {shape}"]
+    if spec.dims:
+        lines += ["", "[dims]", *(f"{dim.name} = [{dim.least}, {dim.most}]" for dim in spec.dims)]
+    for table, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs)):
+        for tensor in tensors:
+            lines += ["", f"[[{table}]]", *_tensor_lines(tensor)]
     return "\n".join(lines) + "\n"
+
+
+def _tensor_lines(tensor: wire.TensorSpec) -> list[str]:
+    assert tensor.dtype in DTYPES, f"{tensor.name}: dtype {tensor.dtype} cannot travel"
+    names = tensor.dims or ("",) * len(tensor.shape[1:])
+    row = (_quoted(name) if name else str(extent) for name, extent in zip(names, tensor.shape[1:], strict=True))
+    lines = [f"name = {_quoted(tensor.name)}", f'dtype = "{tensor.dtype}"', f"shape = [{', '.join(('-1', *row))}]"]
+    if tensor.pad:
+        lines.append(f"pad = {int(tensor.pad) if tensor.pad == int(tensor.pad) else tensor.pad!r}")
+    told = (("owner", tensor.owner), ("count", tensor.count))
+    return lines + [f"{field} = {_quoted(name)}" for field, name in told if name]
 
 
 def _quoted(text: str) -> str:

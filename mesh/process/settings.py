@@ -48,6 +48,9 @@ class Settings(BaseModel):
     host_memory_mb: int = Field(
         0, ge=0, description="Host memory for weights, MiB; others stay on disk. 0: half the free."
     )
+    batch_memory_mb: int = Field(
+        0, ge=0, description="Memory that a batch may take on cpu, MiB. 0: a quarter of the free."
+    )
     compile_s_max: float = Field(
         0.0, ge=0, le=3600, description="Seconds to compile an architecture in PREPARE on cpu. 0: run eagerly."
     )

@@ -87,6 +87,19 @@ class ModelSpec(Message, frozen=True, kw_only=True):
             fault = _tensor_fault(tensor, extents, given=tensor in self.inputs, exact=self.exact)
             if fault:
                 return fault
+        return self._ragged_fault()
+
+    def _ragged_fault(self) -> str:
+        """Why rows of an output cannot be told apart by what another output says of its elements; empty if they can."""
+        tells = {tensor.name for tensor in self.outputs if tensor.dtype == "int64" and tensor.shape == (-1,)}
+        for tensor in self.outputs:
+            name = tensor.name[:64]
+            if any(other and other not in tells for other in (tensor.owner, tensor.count)):
+                return f"what tells of the elements of {name!r} is an int64 output of shape [-1]"
+            if tensor.count and (tensor.owner or len(tensor.shape) < 2):
+                return f"{name!r}, whose rows count their elements, has a dimension for them, and no owners"
+        if any(tensor.owner or tensor.count for tensor in self.inputs):
+            return "no input has owners, or counts"
         return ""
 
     def edition(self, ref: str) -> str:

@@ -46,7 +46,7 @@ class DeviceInfo(Message, frozen=True, kw_only=True):
     container: Ref = ""  # ref of the one version that it serves and always holds; empty: it serves any
 
 
-Runs = Annotated[tuple[tuple[Rows, Rows], ...], Meta(max_length=4096)]
+Runs = Annotated[tuple[tuple[Rows, Rows, Extents], ...], Meta(max_length=4096)]
 
 
 class Prepared(Message, frozen=True, kw_only=True, tag="prepared"):
@@ -59,7 +59,7 @@ class Prepared(Message, frozen=True, kw_only=True, tag="prepared"):
     pages: Pages = 0
     weights_bytes: Count = 0
     profile: Profile | None = None  # None: not yet measured here
-    measure: Runs = ()  # (batch, runs) still to be measured; empty once there is a profile
+    measure: Runs = ()  # (batch, runs, extents) to be measured next, in this order; empty once there is a profile
     batching: Batching | None = None  # of a container: its durations are learned from real requests, not measured
     content: Digest = ""  # digest of what was read; empty if no weights are read
     code: Code = ""  # the kind of the faults

@@ -28,6 +28,8 @@ class Samples:
     seconds: float
     sent: int = 0
     ok_s: list[float] = field(default_factory=list)  # latencies of requests answered ok
+    ok_numbers: list[int] = field(default_factory=list)  # which these were
+    first: int = 1  # number of the first request
     refused_s: list[float] = field(default_factory=list)  # from sending to the refusal
     failed: int = 0  # other answers, or none
     late_s: list[float] = field(default_factory=list)  # delays of the client's own sending
@@ -111,6 +113,7 @@ class Driver:
         now = time.perf_counter()
         if status == "ok":
             self._samples.ok_s.append(now - due)
+            self._samples.ok_numbers.append(number)
         elif status == "rejected":
             self._samples.refused_s.append(now - sent)
         else:
@@ -139,7 +142,7 @@ class Driver:
         return number in self._flights
 
     def _begin(self, seconds: float, slo_ms: float) -> float:
-        self._samples, self.slo_ms = Samples(seconds), slo_ms
+        self._samples, self.slo_ms = Samples(seconds, first=self._number + 1), slo_ms
         self._flights.clear()
         self._due.clear()
         self._over = self.loop.create_future()
@@ -181,11 +184,14 @@ class Driver:
 class MeshDriver(Driver):
     """Drives gearmesh over one DEALER socket."""
 
-    def __init__(self, address: str, template: Template, *, back_off: bool = False) -> None:
-        """`back_off`: a refused client waits for the time in the refusal; otherwise it sends the next one at once."""
+    def __init__(self, address: str, *templates: Template, back_off: bool = False) -> None:
+        """`templates`: of the requests, in turn; none of their inputs is so large that it needs a frame of its own.
+
+        `back_off`: a refused client waits for the time in the refusal; otherwise it sends the next one at once.
+        """
         super().__init__()
         self._back_off = back_off
-        self._template = template
+        self._templates = templates
         self._context = zmq.Context()
         self._sock: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         self._sock.setsockopt(zmq.LINGER, 0)
@@ -198,7 +204,8 @@ class MeshDriver(Driver):
 
     def send(self, number: int) -> None:
         """Sends the request of that number."""
-        self._sock.send(self._template.encode(number, self.slo_ms), zmq.NOBLOCK)
+        template = self._templates[number % len(self._templates)]
+        self._sock.send(template.encode(number, self.slo_ms), zmq.NOBLOCK)
         if not self._scheduled:
             self._scheduled = True
             self.loop.call_soon(self._readable)

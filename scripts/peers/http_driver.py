@@ -12,15 +12,11 @@ CONNECTIONS_MAX = 2000  # beyond it requests wait in the client; the wait is par
 class HttpDriver(Driver):
     """Drives a server over kept-alive connections, one request at a time on each; as many as needed."""
 
-    def __init__(self, port: int, path: str, content_type: str, body: bytes) -> None:
+    def __init__(self, port: int, path: str, content_type: str, *bodies: bytes) -> None:
+        """`bodies`: of the requests, in turn."""
         super().__init__()
-        head = (
-            f"POST {path} HTTP/1.1",
-            f"Host: 127.0.0.1:{port}",
-            f"Content-Type: {content_type}",
-            f"Content-Length: {len(body)}",
-        )
-        self.request = "\r\n".join((*head, "", "")).encode() + body
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: {content_type}\r\nContent-Length: "
+        self._requests = [f"{head}{len(body)}\r\n\r\n".encode() + body for body in bodies]
         self._port = port
         self._idle: list[_Connection] = []
         self._waiting: deque[int] = deque()  # numbers of requests without a connection
@@ -54,6 +50,10 @@ class HttpDriver(Driver):
                 self.answered(self._waiting.popleft(), "failed")
         finally:
             self._opening -= 1
+
+    def request(self, number: int) -> bytes:
+        """The request of that number, as it goes over a connection."""
+        return self._requests[number % len(self._requests)]
 
     def joined(self, connection: "_Connection") -> None:
         """The connection is open."""
@@ -98,7 +98,7 @@ class _Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return False
         self._number = number
-        self._transport.write(self._driver.request)
+        self._transport.write(self._driver.request(number))
         return True
 
     def abort(self) -> None:

@@ -235,7 +235,7 @@ async def test_times_that_cannot_be_kept_are_used_all_the_same_and_that_is_said_
                 at.tell(load(next(numbers), ref))
                 assert (await at.said(wire.ActionResult)).code == ActionCode.OK
                 while report.profile is None:
-                    for batch, runs in report.measure:
+                    for batch, runs, _ in report.measure:
                         for _ in range(runs):
                             at.tell(infer(next(numbers), ref, batch=batch, rows=[]))
                             assert (await at.said(wire.ActionResult)).code == ActionCode.OK

@@ -24,7 +24,8 @@ ALLOWED = {
     ("gearmesh/load/generating/jobs.py", "np.load"), ("gpu_worker/packages/importing/sources.py", "import_module"),
     ("selection/registry.py", "import_module"), ("gpu_worker/devices/execution/executables.py", "import_module"),
     # containers are code: that of their author, in a process of its own
-    ("gpu_worker/container/child.py", "import_module"), ("gpu_worker/container/child.py", "np.load"),
+    ("gpu_worker/container/child/importing.py", "import_module"), ("gpu_worker/container/child/samples.py", "np.load"),
+    ("gpu_worker/container/child/__main__.py", "import_module"),
     # modules of ours, or of installed libraries, by constant names
     ("gpu_worker/devices/execution/onnx.py", "import_module"), ("mesh/process/extras.py", "import_module"),
     ("frontend/client/codes.py", "exec_module"), ("gearmesh/loading.py", "import_module"),

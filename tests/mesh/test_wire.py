@@ -70,7 +70,7 @@ PREPARED = wire.Prepared(
     pages=3,
     weights_bytes=2**40,
     profile=PROFILE,
-    measure=((1, 5), (8, 3)),
+    measure=((1, 5, ()), (8, 3, (7, 9))),
     batching=wire.Batching(method="fixed", objective_s=0.01, size=8, wait_s=0.002),
     content="0f3c",
     code="content_changed",

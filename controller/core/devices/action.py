@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from controller.core.queues import Request
 from controller.core.residency import Resident
 from mesh.codes import ActionKind
+from mesh.sizes import Extents
 
 OVERDUE_S_MIN = 2.0  # an action this long past its expected end is lost, though its worker is alive; or ...
 OVERDUE_FACTOR = 5.0  # ... this many times its expected duration past it, if that is more
@@ -22,6 +23,7 @@ class Action:
     expected_end_s: float = 0.0
     overdue_s: float = 0.0  # if it has not ended by then, it is taken for lost
     batch: int = 0
+    extents: Extents = ()  # that EXEC computes, in the version's open dimensions
     requests: list[Request] = field(default_factory=list)  # of an INFER; a measuring run has none
     earliest_s: float = 0.0  # its window
     latest_s: float = 0.0

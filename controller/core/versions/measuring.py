@@ -41,14 +41,17 @@ class Measuring:
         run = preparation.to_measure(now, device.busy_until_s)
         if run is None:
             return
-        ref, batch, expected_s = run
+        ref = run.ref
         if ref not in device.residency.models and not self._load(device, ref, now, orders):
             return
         preparation.measuring(ref)
         start_s = device.start_s(ref, now)
         orders.append(
-            self.actions.infer(device, ref, batch, [], start_s=start_s, expected_s=expected_s, latest_s=None, now=now)
-        )
+            self.actions.infer(
+                device, ref, run.batch, [], start_s=start_s, expected_s=run.expected_s, latest_s=None, now=now,
+                extents=run.extents,
+            )
+        )  # fmt: skip
 
     def _load(self, device: RemoteDevice, ref: str, now: float, orders: list[Order]) -> bool:
         """The version is loaded to be measured. False if there is no room, or a LOAD failed a short time ago."""

@@ -7,9 +7,11 @@ and turned out not to be is also prepared again now and then: its files may be b
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from controller.core.failures import DOUBLINGS_MAX
 from mesh import wire
+from mesh.sizes import Extents, holds
 
 PREPARES_MAX = 2  # versions at a worker: one being prepared, one behind it
 FIRST_GUESS_S = 0.05  # duration of a measuring run before any was seen
@@ -49,22 +51,64 @@ def terms_of(model: wire.ModelEntry, version: str) -> Terms:
     )
 
 
+class Runs(NamedTuple):
+    """Measuring runs of one batch."""
+
+    batch: int
+    runs: int
+    extents: Extents = ()  # (): the version has no open dimension
+
+    @property
+    def elements(self) -> int:
+        """Elements of an input that has all open dimensions."""
+        return self.batch * math.prod(self.extents)
+
+
+class MeasuringRun(NamedTuple):
+    """What is to be sent."""
+
+    ref: str
+    batch: int
+    expected_s: float
+    extents: Extents = ()
+
+
 @dataclass(slots=True)
 class Stage:
     """One version on one device."""
 
     asked: str = ""  # content that the worker was told to look for
     report: wire.Prepared | None = None  # what the worker said last
-    left: list[tuple[int, int]] = field(default_factory=list)  # (batch, measuring runs) still to be sent
+    left: list[Runs] = field(default_factory=list)  # measuring runs still to be sent
     running: bool = False  # a measuring run is at the device
     guess_s: float = FIRST_GUESS_S  # duration of the last run
     guess_batch: int = 1  # and its size
+    seen_s: dict[int, float] = field(default_factory=dict)  # {elements: duration of the last run of so many}
     faults: int = 0  # measuring runs in a row with an end that another one would repeat
     failures: int = 0  # measuring runs in a row that did not end well
     retry_s: float = 0.0  # no measuring run before
     given_up: int = 0  # times in a row that it was ready, or prepared again, and turned out not to be
     doubted: int = 0  # times in a row that it was prepared, as was said, and its worker did not know it
     doubted_s: float = -math.inf  # when that was seen last
+
+    def expected_s(self, run: Runs) -> float:
+        """Duration that the run is expected to take, by those before it.
+
+        With open dimensions it lies between those of the next fewer and the next more elements; beyond the most it is
+        in proportion to them.
+        """
+        if not run.extents:
+            return self.guess_s * max(1.0, run.batch / self.guess_batch)
+        if not self.seen_s:
+            return FIRST_GUESS_S
+        fewer = max((elements for elements in self.seen_s if elements <= run.elements), default=0)
+        more = min((elements for elements in self.seen_s if elements >= run.elements), default=0)
+        if not fewer:
+            return self.seen_s[more]
+        if not more:
+            return self.seen_s[fewer] * run.elements / fewer
+        low_s, high_s = self.seen_s[fewer], self.seen_s[more]
+        return low_s + (high_s - low_s) * (run.elements - fewer) / max(1, more - fewer)
 
     @property
     def failed(self) -> bool:
@@ -166,13 +210,13 @@ class Preparation:
         self._unmeasured.pop(report.ref, None)
         self._again.pop(report.ref, None)
         stage.report = report
-        stage.left = list(report.measure) if report.ok and report.profile is None else []
+        stage.left = [Runs(*runs) for runs in report.measure] if report.ok and report.profile is None else []
         if stage.left:
             self._unmeasured[report.ref] = None
         return True
 
-    def to_measure(self, now: float, busy_until_s: float) -> tuple[str, int, float] | None:
-        """(ref, batch, expected duration) of the measuring run to be sent now to a device that runs nothing, or None.
+    def to_measure(self, now: float, busy_until_s: float) -> MeasuringRun | None:
+        """The measuring run to be sent now to a device that runs nothing, or None.
 
         `busy_until_s`: when it last ran something for a client.
         """
@@ -183,8 +227,8 @@ class Preparation:
         for ref in self._unmeasured:
             stage = self.stages[ref]
             if stage.left and not stage.running and now >= stage.retry_s:
-                batch = stage.left[0][0]
-                return ref, batch, stage.guess_s * max(1.0, batch / stage.guess_batch)
+                run = stage.left[0]
+                return MeasuringRun(ref, run.batch, stage.expected_s(run), run.extents)
         return None
 
     @property
@@ -196,7 +240,7 @@ class Preparation:
         """A measuring run of the version was sent."""
         self.stages[ref].running = True
 
-    def measured(self, ref: str, batch: int, duration_s: float | None, now: float) -> None:
+    def measured(self, ref: str, batch: int, duration_s: float | None, now: float, extents: Extents = ()) -> None:
         """The run has ended. Without a duration it failed; it is tried again, later with each time."""
         stage = self.stages.get(ref)
         if stage is None:
@@ -210,11 +254,24 @@ class Preparation:
         stage.faults = stage.failures = 0
         self._measure_after_s = now + duration_s / SHARE_OF_TIME
         stage.guess_s, stage.guess_batch = duration_s, batch
-        if stage.left and stage.left[0][0] == batch:
-            runs = stage.left[0][1] - 1
-            stage.left[0:1] = [(batch, runs)] if runs else []
+        if extents:
+            stage.seen_s[Runs(batch, 1, extents).elements] = duration_s
+        if stage.left and (stage.left[0].batch, stage.left[0].extents) == (batch, extents):
+            runs = stage.left[0].runs - 1
+            stage.left[0:1] = [Runs(batch, runs, extents)] if runs else []
             if not stage.left:
                 self._again[ref] = now + REPORT_S
+
+    def did_not_fit(self, ref: str, batch: int, extents: Extents, now: float) -> None:
+        """The run ended for want of memory: neither it nor a larger one is sent, and the worker plans the others."""
+        stage = self.stages.get(ref)
+        if stage is None:
+            return
+        stage.running = False
+        self._measure_after_s = now + RETRY_S
+        stage.left = [run for run in stage.left if run.batch < batch or not holds(run.extents, extents)]
+        if not stage.left:
+            self._again[ref] = now + REPORT_S
 
     def faulted(self, ref: str, now: float) -> bool:
         """The run ended as another one would. True after FAULTS_MAX of them: the version cannot be served from here."""

@@ -121,9 +121,11 @@ class Readiness:
     def measured(self, device: RemoteDevice, action: Action, result: wire.ActionResult, now: float) -> list[Order]:
         """A measuring run has ended. After a few that another one would repeat, the version is not served from here."""
         preparation = self.preparations[device.worker]
-        if result.code not in INFER_FINAL:
+        if result.code == ActionCode.NO_MEMORY and action.extents:
+            preparation.did_not_fit(action.ref, action.batch, action.extents, now)
+        elif result.code not in INFER_FINAL:
             duration_s = result.duration_s if result.code == ActionCode.OK else None
-            preparation.measured(action.ref, action.batch, duration_s, now)
+            preparation.measured(action.ref, action.batch, duration_s, now, action.extents)
         elif preparation.faulted(action.ref, now):
             return self._give_up(device, action.ref, "it fails where it is measured", result, now)
         return []

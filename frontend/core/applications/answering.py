@@ -87,7 +87,7 @@ class Answering:
         checked = rules.check(request, asked.frames)
         return EnsembleRequest(
             asked.client, request.id, app, context, checked.rows, checked.tensors, bool(asked.frames), weight,
-            request.cache, asked.received_s, asked.received_s + budget_s, asked.asker,
+            request.cache, asked.received_s, asked.received_s + budget_s, asked.asker, checked.extents,
         )  # fmt: skip
 
     def _look_up(self, request: EnsembleRequest, now: float) -> list[Order]:
@@ -139,7 +139,7 @@ class Answering:
         request.asks.append(number)
         return Ask(
             number, model, request.rows, request.tensors, request.received_s, request.deadline_s,
-            request.weight, request.use_cache, request.asker,
+            request.weight, request.use_cache, request.asker, request.extents,
         )  # fmt: skip
 
     def model_answered(
@@ -148,8 +148,8 @@ class Answering:
         """The outputs count; those of a shadow that come after the answer enter its decision."""
         request, model = self._asked.pop(number)
         arrays = [
-            np.frombuffer(data, np.dtype(spec.dtype).newbyteorder("<")).reshape(request.rows, *spec.shape[1:])
-            for spec, data in zip(request.app.spec.outputs, outputs, strict=True)
+            np.frombuffer(data, np.dtype(spec.dtype).newbyteorder("<")).reshape(shape)
+            for spec, data, shape in zip(request.app.spec.outputs, outputs, request.shapes, strict=True)
         ]
         if request.answered:
             if model in request.shadows:

@@ -9,12 +9,13 @@ import msgspec
 import numpy as np
 
 from frontend.core.checking import checking
+from frontend.core.checks import shape_text
 from frontend.core.protocol import RequestRefused, RequestTensor
 from mesh import wire
 from mesh.codes import AnswerStatus, ErrorCode
 from mesh.decoder_faults import read_fault
 from mesh.names import NAME, listed
-from mesh.tensors import byte_count
+from mesh.tensors import VARIABLE, byte_count
 from selection.base import Array, Kind, Policy, PolicyError
 from selection.combining import kind_of
 from selection.registry import CommonArgs, make_policy
@@ -138,6 +139,7 @@ def make_application(
     assert spec is not None
     if strict:
         _compare(first, known)
+    _check_combinable(first, spec)
     try:
         policy, common = make_policy(definition.policy, definition.policy_args, definition.models, allow)
     except PolicyError as error:
@@ -153,8 +155,8 @@ def make_application(
 
 
 def fits(one: wire.ModelSpec, other: wire.ModelSpec) -> bool:
-    """True if both models have equal inputs and equal outputs."""
-    return one.inputs == other.inputs and one.outputs == other.outputs
+    """True if both models have equal inputs, with the same extents, and equal outputs."""
+    return one.inputs == other.inputs and one.outputs == other.outputs and one.dims == other.dims
 
 
 def _compare(first: str, specs: Mapping[str, wire.ModelSpec | None]) -> None:
@@ -168,10 +170,31 @@ def _compare(first: str, specs: Mapping[str, wire.ModelSpec | None]) -> None:
             if ours != theirs:
                 text = f"the {what} of {first} and {name} differ: {_described(ours)} and {_described(theirs)}"
                 raise RequestRefused(ErrorCode.MODELS_DIFFER, text, "app.models")
+        if spec.dims != other.dims:
+            text = f"the dimensions of {first} and {name} differ: {_ranges(spec)} and {_ranges(other)}"
+            raise RequestRefused(ErrorCode.MODELS_DIFFER, text, "app.models")
+
+
+def _check_combinable(model: str, spec: wire.ModelSpec) -> None:
+    """Returns if answers of several such models have equal shapes, of numbers. Raises: RequestRefused."""
+    for tensor in spec.outputs:
+        own = any(extent == -1 and not name for extent, name in zip(tensor.shape[1:], tensor.dims, strict=False))
+        if tensor.dtype in VARIABLE:
+            why = f"is of {tensor.dtype}, and an application combines numbers"
+        elif tensor.owner or tensor.count or own:
+            why = "has as many elements as the model finds, so that those of two models do not go together"
+        else:
+            continue
+        text = f"the output {tensor.name} of {model} {why}; ask the model itself"
+        raise RequestRefused(ErrorCode.BAD_APP, text, "app.models")
 
 
 def _described(tensors: Sequence[wire.TensorSpec]) -> str:
-    return ", ".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in tensors)
+    return ", ".join(f"{tensor.name} {tensor.dtype} {shape_text(tensor)}" for tensor in tensors)
+
+
+def _ranges(spec: wire.ModelSpec) -> str:
+    return ", ".join(f"{dim.name} {dim.least} to {dim.most}" for dim in spec.dims) or "none"
 
 
 def _default(tensors: Sequence[RequestTensor], spec: wire.ModelSpec) -> list[Array]:
@@ -181,11 +204,15 @@ def _default(tensors: Sequence[RequestTensor], spec: wire.ModelSpec) -> list[Arr
     if given.keys() != wanted.keys() or len(given) != len(tensors):
         text = f"default gives every output of the models: {_described(spec.outputs)}"
         raise RequestRefused(ErrorCode.BAD_APP, text, "app.default")
+    for tensor_spec in spec.outputs:
+        if any(tensor_spec.dims):
+            text = f"there can be no default: {tensor_spec.name} {shape_text(tensor_spec)} is as large as the request"
+            raise RequestRefused(ErrorCode.BAD_APP, text, "app.default")
     arrays = []
     for name, tensor_spec in wanted.items():
         tensor, shape = given[name], [1, *tensor_spec.shape[1:]]
         data = tensor.data
-        if tensor.dtype != tensor_spec.dtype or tensor.shape != shape or data is None:
+        if tensor.dtype != tensor_spec.dtype or tensor.shape != shape or data is None or isinstance(data, list):
             text = f"default {name} must be {tensor_spec.dtype} of shape {shape}, with data; got {tensor.dtype[:32]} "
             raise RequestRefused(ErrorCode.BAD_APP, text + f"{tensor.shape[:8]}", "app.default")
         if len(data) != byte_count(tensor_spec.dtype, shape):

@@ -5,6 +5,7 @@ from typing import Any
 
 from frontend.core.applications.definitions import Application, Counts
 from frontend.core.applications.registry import Unserved
+from frontend.core.described import described_dims, described_tensor
 from mesh import wire
 from selection.base import State, adapt, fresh
 
@@ -24,8 +25,9 @@ def describe(app: Application, context: str, state: State | None, error: str) ->
         "confidence_min": definition.confidence_min,
         "default": default or None,
         "revision": app.revision,
-        "inputs": [_described(spec) for spec in app.spec.inputs],
-        "outputs": [_described(spec) for spec in app.spec.outputs],
+        "inputs": [described_tensor(spec) for spec in app.spec.inputs],
+        "outputs": [described_tensor(spec) for spec in app.spec.outputs],
+        **described_dims(app.spec),
         "context": context,
         "weights": {model: shares.get(model, 0.0) for model in definition.models},
         "learned": {
@@ -80,8 +82,6 @@ def with_bytes(value: Any) -> Any:
     return bytes(value) if isinstance(value, memoryview) else value
 
 
-def _described(spec: wire.TensorSpec, array: Any = None) -> dict[str, Any]:
-    """Returns the spec as a map, with the shape and the data of `array` if there is one."""
-    if array is None:
-        return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+def _described(spec: wire.TensorSpec, array: Any) -> dict[str, Any]:
+    """Returns the array as a map."""
     return {"name": spec.name, "dtype": spec.dtype, "shape": list(array.shape), "data": array.tobytes()}

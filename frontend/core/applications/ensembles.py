@@ -16,6 +16,7 @@ from frontend.core.applications.definitions import Application
 from frontend.core.applications.messages import Client, Failure
 from frontend.core.by_client import OpenByClient
 from mesh.codes import AnswerStatus, ErrorCode
+from mesh.sizes import Extents, row_shape
 from selection.base import Answers, Array, Combined, Selection, State, finite
 from selection.combining import predictions
 
@@ -40,6 +41,7 @@ class EnsembleRequest:
     received_s: float
     deadline_s: float
     asker: int = 0  # who asks, as the controller tells clients apart
+    extents: Extents = ()  # of the inputs, in the models' open dimensions
     selection: Selection | None = None  # None until models are asked
     shadows: tuple[str, ...] = ()  # models that are asked beside those, and never waited for
     waiting: set[str] = field(default_factory=set)  # selected models that have not reported
@@ -49,6 +51,12 @@ class EnsembleRequest:
     from_cache: int = 0  # selected models whose outputs the prediction cache had
     answered: bool = False
     decision_id: str = ""  # empty until it is answered
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Those of the outputs, the same of all its models."""
+        spec = self.app.spec
+        return [(self.rows, *row_shape(tensor, spec.dims, self.extents)) for tensor in spec.outputs]
 
     @property
     def answer_s(self) -> float:
@@ -222,8 +230,7 @@ def _check_combined(combined: Combined, request: EnsembleRequest) -> None:
     outputs = combined.outputs
     if len(outputs) != len(specs):
         raise ValueError(f"combine gave {len(outputs)} outputs; the models give {len(specs)}")
-    for spec, array in zip(specs, outputs, strict=True):
-        shape = (request.rows, *spec.shape[1:])
+    for spec, array, shape in zip(specs, outputs, request.shapes, strict=True):
         if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != np.dtype(spec.dtype):
             found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
             raise ValueError(f"combine gave {found} for {spec.name}, which is {spec.dtype} {list(shape)}")

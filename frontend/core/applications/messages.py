@@ -12,6 +12,7 @@ from frontend.core import protocol
 from frontend.core.protocol import ClientAnswer, RequestRefused
 from mesh import wire
 from mesh.codes import ActionCode, AnswerStatus, ErrorCode, FeedbackReason
+from mesh.sizes import Extents
 from selection.base import Array, Observation, Policy, State
 from selection.contexts import Key
 
@@ -170,6 +171,7 @@ class Ask:
     weight: float
     use_cache: bool
     asker: int = 0  # who asks, as the controller tells clients apart
+    extents: Extents = ()  # of the inputs, in the model's open dimensions
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from frontend.admin.observer import NoMesh, Observer, View
-from gearmesh.cli.screens.tables import titled_table
+from gearmesh.cli.screens.tables import dims_text, tensor_text, titled_table
 from gearmesh.cli.terminal.consoles import text_of
 from mesh import wire
 from mesh.names import listed
@@ -61,7 +61,9 @@ def model_table(model: Mapping[str, Any]) -> Table:
         table.add_row("why not" if not model["ready"] else "fault", f"{model['fault']}{code}")
     for kind in ("inputs", "outputs"):
         for tensor in model[kind]:
-            table.add_row(kind.removesuffix("s"), f"{tensor['name']}: {tensor['dtype']} {tensor['shape']}")
+            table.add_row(kind.removesuffix("s"), f"{tensor['name']}: {tensor_text(tensor)}")
+    if model.get("dims"):
+        table.add_row("open dimensions", dims_text(model))
     if model["labels"]:
         more = len(model["labels"]) - LABELS_SHOWN
         shown = ", ".join(model["labels"][:LABELS_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,6 +1,8 @@
 """What all tables have in common: titles, and columns that fit into the width."""
 
+import itertools
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from rich.table import Table
 
@@ -29,3 +31,15 @@ def add_columns(table: Table, width: int, first: str, names: Iterable[str], head
 def end_of(name: str, width: int) -> str:
     """The name cut at its front, because names of one kind differ at their ends."""
     return name if len(name) <= width else f"…{name[1 - width :]}"
+
+
+def tensor_text(tensor: Mapping[str, Any]) -> str:
+    """The shape of an input or output, with the names of open dimensions in their places: "[-1, seq]"."""
+    names = ["", *tensor.get("dim_names", ())[1:]]  # the batch stays -1
+    extents = (name or str(extent) for name, extent in itertools.zip_longest(names, tensor["shape"], fillvalue=""))
+    return f"{tensor['dtype']} [{', '.join(extents)}]"
+
+
+def dims_text(model: Mapping[str, Any]) -> str:
+    """The ranges of a model's open dimensions: "seq 1 to 512"; empty if it has none."""
+    return ", ".join(f"{name} {least} to {most}" for name, (least, most) in (model.get("dims") or {}).items())

@@ -1,5 +1,7 @@
 """An answer, as people read it."""
 
+import base64
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,14 +10,18 @@ from rich.table import Table
 
 from frontend.client.client import Prediction
 
+SHOWN = 5  # of a row
+
 
 def answer_shown(prediction: Prediction, labels: Sequence[str]) -> Iterator[RenderableType]:
     """Yields the first output row by row, then the latency and where the answer came from."""
-    rows = prediction.output.reshape(len(prediction.output), -1)
+    first = prediction.output
+    rows = first.reshape(len(first), math.prod(first.shape[1:]))
     title = prediction.app or f"{prediction.model}:{prediction.version}"
     if prediction.default_used:
         title += " (the default answer)"
-    table = Table("row", "value" if rows.shape[1] == 1 else "top", title=title)
+    values = rows.shape[1] == 1 or rows.dtype.kind == "O"
+    table = Table("row", "value" if values else "top", title=title)
     for i, row in enumerate(rows):
         table.add_row(str(i), row_text(row, labels))
     yield table
@@ -36,12 +42,27 @@ def answer_shown(prediction: Prediction, labels: Sequence[str]) -> Iterator[Rend
         yield f"{took}{predicted}, batch of {prediction.batch_size}{more} on {prediction.device}"
 
 
+def in_json(value: Any) -> Any:
+    """The value of an output as JSON has it: bytes that are not UTF-8 become {"base64": ...}."""
+    if isinstance(value, list):
+        return [in_json(item) for item in value]
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(value).decode()}
+
+
 def row_text(row: Any, labels: Sequence[str]) -> str:
-    """The five highest scores of a row; or its single value, with the class that it names."""
+    """The five highest scores of a row; or its single value, with the class that it names; or its first strings."""
+    if row.dtype.kind == "O":
+        shown = ", ".join(element if isinstance(element, str) else repr(element) for element in row[:SHOWN])
+        return shown + (f" and {len(row) - SHOWN} more" if len(row) > SHOWN else "")
     if len(row) == 1:
         value = row[0]
         if row.dtype.kind in "iu" and 0 <= value < len(labels):
             return f"{labels[value]} ({value})"
         return f"{value:.6g}" if row.dtype.kind == "f" else str(value)
-    best = row.argsort()[::-1][:5]
+    best = row.argsort()[::-1][:SHOWN]
     return ", ".join(f"{labels[k] if k < len(labels) else k} ({row[k]:.3g})" for k in best)

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from gearmesh.load.generating.jobs import Progress, Run, StartGenerator, tell
-from gearmesh.load.generating.messages import Template, random_inputs, read_answer
+from gearmesh.load.generating.messages import Template, read_answer, templates
 from gearmesh.load.generating.port import GeneratorSocket
 from gearmesh.load.generating.schedule import Arrival, Arrivals, draws, first_asked, unpacked
 from gearmesh.load.generating.unread import Unread
@@ -208,7 +208,7 @@ class Generator:
         template = self._template(model, rows, self._number)
         now_s = self._now()
         self._late_s = now_s - due_s
-        row = self.recorder.sent(due_s, now_s, slo_s, model, stream)
+        row = self.recorder.sent(due_s, now_s, slo_s, model, stream, template.size)
         head = template.encode(self._number, max(LEAST_SLO_MS, (slo_s - self._late_s) * 1e3))
         if self._port.send(head, template.frames):
             self._flights[self._number] = SentRequest(row, now_s, now_s + slo_s + GRACE_S, client, pause_s)
@@ -221,12 +221,10 @@ class Generator:
     def _template(self, model: int, rows: int, number: int) -> Template:
         variants = self._templates.get((model, rows))
         if variants is None:
-            target = self._start.targets[model]
-            variants = [
-                Template(target, random_inputs(target, rows, self._rng), cache=self._start.cache)
-                for _ in range(self._start.distinct_inputs)
-            ]
-            self._templates[(model, rows)] = variants
+            variants = self._templates[(model, rows)] = templates(
+                self._start.targets[model], rows, self._start.distinct_inputs, self._start.sizes, self._rng,
+                cache=self._start.cache,
+            )  # fmt: skip
         return variants[number % len(variants)]
 
     # -- answers ------------------------------------------------------------------------------------------------------

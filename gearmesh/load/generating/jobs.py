@@ -22,6 +22,7 @@ class StartGenerator(msgspec.Struct, tag="start"):
     seed: int
     back_off: bool = False
     keys_dir: str = ""
+    sizes: str = ""  # as LoadTestPlan
 
 
 class Run(msgspec.Struct, tag="run"):

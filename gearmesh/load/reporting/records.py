@@ -33,6 +33,7 @@ RECORD = np.dtype(
         ("code", "u1"),  # index into the error codes; 0: none
         ("batch", "u2"),  # 0: unknown
         ("cold", "u1"),  # 1: no device held its model when it arrived; NOT_TOLD: unknown
+        ("size", "i4"),  # product of its extents in the model's open dimensions; 0: the model has none
     ]
 )
 Records = npt.NDArray[np.void]  # [requests] of RECORD
@@ -49,12 +50,13 @@ class Recorder:
         (
             self._due_s, self._sent_s, self._done_s, self._slo_s, self._predicted_ms, self._latency_ms,
             self._unread_ms, self._model, self._stream, self._outcome, self._code, self._batch, self._cold,
+            self._size,
         ) = self._columns.values()  # fmt: skip
 
     def __len__(self) -> int:
         return len(self._due_s)
 
-    def sent(self, due_s: float, sent_s: float, slo_s: float, model: int, stream: int) -> int:
+    def sent(self, due_s: float, sent_s: float, slo_s: float, model: int, stream: int, size: int = 0) -> int:
         """Adds a row for a request that was just sent. Returns the row's index."""
         self._due_s.append(due_s)
         self._sent_s.append(sent_s)
@@ -69,6 +71,7 @@ class Recorder:
         self._code.append(0)
         self._batch.append(0)
         self._cold.append(NOT_TOLD)
+        self._size.append(size)
         return len(self._due_s) - 1
 
     def answered(

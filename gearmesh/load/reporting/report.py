@@ -177,6 +177,16 @@ def _show_facts(one: PhaseReport, console: Console) -> None:
             f"prediction: above by p50 {_ms(over.p50_ms)}, p99 {_ms(over.p99_ms)} ms ({over.n:,} requests); below by "
             f"p50 {_ms(under.p50_ms)}, p99 {_ms(under.p99_ms)}, max {_ms(under.max_ms)} ms ({under.n:,})"
         )
+    if one.by_size:
+        table = Table(
+            "size", "requests", "in time", "goodput/s", "p99 ms", title=f"{one.name}: by quartile of the sizes"
+        )
+        for sized in one.by_size:
+            table.add_row(
+                f"{sized.least:,} to {sized.most:,}", f"{sized.n:,}", _percent(sized.attainment),
+                f"{sized.goodput_per_s:,.1f}", _ms(sized.p99_ms),
+            )  # fmt: skip
+        console.print(table)
     parts = one.by_stream if len(one.by_stream) > 1 else one.by_model if 1 < one.models_asked <= 20 else []
     if parts:
         table = Table("stream" if len(one.by_stream) > 1 else "model", "requests", "in time", "p50 ms", "p99 ms")

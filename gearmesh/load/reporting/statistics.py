@@ -44,6 +44,18 @@ class SloReport(msgspec.Struct, frozen=True, kw_only=True):
     goodput_per_s: float
 
 
+class SizeReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests between two quartiles of the sizes; at least one request. A size is the product of the extents."""
+
+    least: int
+    most: int
+    n: int
+    in_time: int
+    attainment: float  # in_time / n
+    goodput_per_s: float
+    p99_ms: float | None  # of those answered ok; None: too few
+
+
 class Lateness(msgspec.Struct, frozen=True, kw_only=True):
     """How well the generator kept to the schedule."""
 
@@ -88,6 +100,7 @@ class PhaseReport(msgspec.Struct, frozen=True, kw_only=True):
     by_model: list[ModelReport]  # the 20 models with most requests
     models_asked: int
     goodput_over_time: list[tuple[float, float, float]]  # (end of the interval, s; offered per s; goodput per s)
+    by_size: list[SizeReport] = []  # by quartile, ascending; empty: no model has an open dimension
 
 
 def report(
@@ -133,6 +146,7 @@ def report(
         by_model=_by_model(rows, models),
         models_asked=len(np.unique(rows["model"])),
         goodput_over_time=over_time(rows, warmup_s, seconds),
+        by_size=_by_size(rows, good, spent_s),
     )
 
 
@@ -182,6 +196,31 @@ def _by_slo(rows: Records, good: npt.NDArray[np.bool_], spent_s: float) -> list[
                 in_time=in_time,
                 attainment=in_time / len(chosen),
                 goodput_per_s=in_time / spent_s,
+            )
+        )
+    return found
+
+
+def _by_size(rows: Records, good: npt.NDArray[np.bool_], spent_s: float) -> list[SizeReport]:
+    """By quartile of the sizes; requests of one size are never parted, so there may be fewer than four."""
+    open_rows, good = rows[rows["size"] > 0], good[rows["size"] > 0]
+    if not len(open_rows):
+        return []
+    edges = np.quantile(open_rows["size"], (0.25, 0.5, 0.75), method="inverted_cdf")
+    which = np.searchsorted(edges, open_rows["size"])
+    found = []
+    for quartile in np.unique(which):
+        chosen = open_rows[which == quartile]
+        in_time = int(good[which == quartile].sum())
+        found.append(
+            SizeReport(
+                least=int(chosen["size"].min()),
+                most=int(chosen["size"].max()),
+                n=len(chosen),
+                in_time=in_time,
+                attainment=in_time / len(chosen),
+                goodput_per_s=in_time / spent_s,
+                p99_ms=_part("", chosen).p99_ms,
             )
         )
     return found

@@ -7,7 +7,7 @@
     issuer.py   the one thread that issues; threads.py has those that wait in C for what was issued, events.py what for
     memory.py   arena, execution buffer, page table and the ring of buffers for inputs and outputs
     loads.py    LOADs, from pinned memory and from disk; copies.py says which piece is next. Pure
-    graphs.py   executables: an architecture captured at each size of the ladder
+    graphs.py   executables: an architecture captured once for each batch
     versions.py which versions are prepared, and what they share
     watchdog.py when a device is given up because it hangs. Pure; watching.py observes the threads for it
     device.py   gpu_worker.devices.base.Device, made of these; records.py what it remembers, reporting.py what it tells

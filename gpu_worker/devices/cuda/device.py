@@ -19,13 +19,14 @@ from functools import partial
 
 import torch
 
+from gpu_worker.core.cutting import Indivisible
 from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.base import Finished, Lost, Traits
 from gpu_worker.devices.cuda.driver import Driver, Event, MemoryFull, Stream, Work
 from gpu_worker.devices.cuda.issuer import Issuer
-from gpu_worker.devices.cuda.memory import Memory, WrongBytes, capacity_faults, fill, outputs_of
-from gpu_worker.devices.cuda.plans import MIB, ExecutionBuffer, Room, StreamForecast, padded
+from gpu_worker.devices.cuda.memory import Memory, WrongBytes, capacity_faults, fill, outputs_of, portions_of
+from gpu_worker.devices.cuda.plans import MIB, ExecutionBuffer, Room, StreamForecast
 from gpu_worker.devices.cuda.records import CudaVersion, Figures, InferResources, Loading, done_of, message_of
 from gpu_worker.devices.cuda.reporting import Reporter
 from gpu_worker.devices.cuda.transfer.loads import Loader
@@ -224,12 +225,14 @@ class CudaDevice:
     def _begin_input(self, job: Job, version: CudaVersion, now: float) -> Done | None:
         action = job.action
         assert isinstance(action, wire.Infer)
-        size = padded(action.batch, version.executable.sizes)
+        fixed = version.executable.batches.holding(action.batch, action.extents)
+        if fixed is None:
+            return Done(now, now, 0.0, ActionCode.NO_MEMORY if action.extents else ActionCode.BAD_BATCH)
         slot = self._versions.ring.take()
         if slot is None:
             return Done(now, now, 0.0, ActionCode.NO_SLOTS)
-        layout = version.executable.layouts[size]
-        job.slot = InferResources(slot, version, size, layout)
+        layout = version.executable.layouts[fixed]
+        job.slot = InferResources(slot, version, fixed, layout)
         if layout.inputs_end > FILL_BYTES_MAX:
             self._helper.do(partial(self._fill_there, job, job.slot, now))
             return None
@@ -237,7 +240,7 @@ class CudaDevice:
 
     def _fill(self, job: Job, held: InferResources, begin_s: float) -> Done | None:
         try:
-            fill(held.slot, held.layout, job, held.version.padding)
+            fill(held.slot, held.layout, job, held.version.padding, held.version.open)
         except WrongBytes as error:
             return Done(begin_s, begin_s, 0.0, ActionCode.BAD_INPUT, str(error))
         self._issue(Phase.INPUT, job, partial(self._issue_input, job, held))
@@ -311,7 +314,7 @@ class CudaDevice:
         if pages:
             memory = self._memory
             self._driver.gather(memory.arena_pages, memory.buffer_pages, memory.tables[pages[0], : len(pages)])
-        executable.replays[held.size]()
+        executable.replays[held.fixed]()
         _copy(there[layout.outputs_at : layout.end], executable.static[layout.outputs_at : layout.end])
 
     def _idle(self) -> None:
@@ -366,8 +369,19 @@ class CudaDevice:
         assert isinstance(job.action, wire.Infer)
         done = self._done(*held.output, error)
         self._timed.give(*held.output)
-        job.outputs = outputs_of(held.slot, held.layout, job.action.batch)
+        if held.version.open is None:
+            job.outputs = outputs_of(held.slot, held.layout, job.action.batch)
+        elif done.code == OK:
+            done = self._cut(job, job.action, held, done)
         self._reporter.tell(Phase.OUTPUT, job, done)
+
+    def _cut(self, job: Job, action: wire.Infer, held: InferResources, done: Done) -> Done:
+        """What each part gets is cut out of the slot. Returns the outcome."""
+        try:
+            job.cut = portions_of(held.slot, held.layout, action, held.version.package.spec)
+        except Indivisible as error:
+            done.code, done.message = error.code, f"{action.ref}: {error}"
+        return done
 
     def _done(self, begin: Event, end: Event, error: Exception | None) -> Done:
         done, error = done_of(self._driver, begin, end, time.monotonic(), error)

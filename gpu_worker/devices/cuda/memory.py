@@ -7,18 +7,20 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from gpu_worker.core.cutting import Cut, cut_outputs
 from gpu_worker.core.jobs import Job
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda.driver import Driver, MemoryFull, Pinned
-from gpu_worker.devices.cuda.plans import MIB, BatchLayout, Room, lay_out
+from gpu_worker.devices.cuda.plans import MIB, SLOT_BYTES_MAX, BatchLayout, Room, lay_out
 from gpu_worker.devices.cuda.transfer.copies import BUFFERS
+from gpu_worker.devices.execution.open_rows import OpenInputs
 from gpu_worker.devices.execution.rows import pad
 from gpu_worker.packages.package import Package
 from mesh import wire
+from mesh.sizes import most_of
 
 SLOTS = 12  # INPUTs ahead, EXECs and OUTPUTs in flight: the lanes hold no more at a time
-SLOT_BYTES_MAX = 256 * MIB
 WORD = torch.int64
 ROW_WORDS = 32  # rows of the page table are aligned to this: Triton recompiles for an unaligned address
 
@@ -31,16 +33,35 @@ def capacity_faults(package: Package, room: Room) -> list[str]:
             f"its weights take {package.image_bytes / MIB:.1f} MiB; the execution buffer is "
             f"{room.buffer_bytes // MIB} MiB (GEARMESH_WINDOW_MB)"
         )
-    batch_bytes = lay_out(package.spec, package.spec.batch_max).end
-    if batch_bytes > SLOT_BYTES_MAX:
-        faults.append(
-            f"inputs and outputs of {package.spec.batch_max} rows take {batch_bytes / MIB:.1f} MiB; a buffer holds "
-            f"{SLOT_BYTES_MAX // MIB} MiB: lower batch_max in model.toml"
-        )
+    faults += _shape_faults(package.spec) or _batch_faults(package.spec)
     pages = package.pages(room.page_bytes)
     if pages > room.pages:
         faults.append(f"its weights take {pages} pages; the arena has {room.pages} (GEARMESH_ARENA_MB)")
     return faults
+
+
+def _shape_faults(spec: wire.ModelSpec) -> list[str]:
+    """Returns why the shapes of a model's batches cannot be fixed beforehand, as a graph needs them."""
+    faults = []
+    if spec.exact and spec.dims:
+        faults.append("it is exact, and this device pads its inputs to the shapes of its graphs: serve it on a cpu")
+    for tensor in spec.outputs:
+        if tensor.owner or any(tensor.name == other.owner for other in spec.outputs):
+            faults.append(f"output {tensor.name}: its extent depends on what is found: serve it on a cpu")
+    return faults
+
+
+def _batch_faults(spec: wire.ModelSpec) -> list[str]:
+    """Returns that a batch is too large: the largest, or one row of the greatest extents where some are open."""
+    rows = 1 if spec.dims else spec.batch_max
+    batch_bytes = lay_out(spec, rows, most_of(spec)).end
+    if batch_bytes <= SLOT_BYTES_MAX:
+        return []
+    mend = "lower the greatest extents" if spec.dims else "lower batch_max"
+    return [
+        f"inputs and outputs of {rows} rows take {batch_bytes / MIB:.1f} MiB; a buffer holds "
+        f"{SLOT_BYTES_MAX // MIB} MiB: {mend} in model.toml"
+    ]
 
 
 class Memory:
@@ -125,13 +146,18 @@ class WrongBytes(ValueError):
     """An input does not have the bytes that its rows take."""
 
 
-def fill(slot: Slot, layout: BatchLayout, job: Job, padding: Sequence[Bytes]) -> None:
+def fill(slot: Slot, layout: BatchLayout, job: Job, padding: Sequence[Bytes], inputs: OpenInputs | None = None) -> None:
     """The slot's pinned part holds the job's inputs, and `padding` (one row of each input) up to the captured size.
 
-    Raises: WrongBytes.
+    `inputs`: of a version whose rows may differ in size; they fill up the layout themselves. Raises: WrongBytes.
     """
     assert isinstance(job.action, wire.Infer)
     target = slot.here.numpy()
+    if inputs is not None:
+        fault = inputs.fill(target, layout.inputs, layout.extents, job.action.parts, job.tensors)
+        if fault:
+            raise WrongBytes(fault)
+        return
     for i, place in enumerate(layout.inputs):
         at = place.at
         for part, tensors in zip(job.action.parts, job.tensors, strict=True):
@@ -151,3 +177,11 @@ def outputs_of(slot: Slot, layout: BatchLayout, rows: int) -> list[memoryview]:
     """Returns copies of the first rows of each output: the slot will soon be reused."""
     source = slot.here.numpy()
     return [memoryview(source[place.at : place.at + place.row_bytes * rows].tobytes()) for place in layout.outputs]
+
+
+def portions_of(slot: Slot, layout: BatchLayout, action: wire.Infer, spec: wire.ModelSpec) -> Cut:
+    """Returns what each part gets, copied: the slot will soon be reused. Raises: Indivisible."""
+    source = memoryview(slot.here.numpy())  # type: ignore[arg-type]
+    outputs = [source[place.at : place.at + place.row_bytes * action.batch] for place in layout.outputs]
+    shapes = [(action.batch, *place.shape[1:]) for place in layout.outputs]
+    return cut_outputs(spec, action, outputs, shapes, computed=layout.extents, lent=True)

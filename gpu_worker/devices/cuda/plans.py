@@ -1,51 +1,20 @@
-"""What goes where and when: batch sizes, places in buffers, contents of the execution buffer, sizes to allocate.
+"""What goes where and when: places in buffers, contents of the execution buffer, sizes to allocate.
 
 Pure. Sizes are bytes and instants are seconds of one clock, unless a name says otherwise.
 """
 
-from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpu_worker.core.measuring import LADDER
+from gpu_worker.core.layouts import TensorPlace, places
 from gpu_worker.devices.base import DeviceError
 from mesh import wire
-from mesh.tensors import byte_count
+from mesh.sizes import Extents
 
-ALIGNMENT = 256  # bytes. Source: what CUDA guarantees of its own allocations
 MIB = 1 << 20
-
-
-def ladder(batch_max: int) -> tuple[int, ...]:
-    """Returns the sizes to capture, ascending: the profiled sizes below the maximum, and the maximum."""
-    return (*(size for size in LADDER if size < batch_max), batch_max)
-
-
-def padded(batch: int, sizes: Sequence[int]) -> int:
-    """Returns the smallest of the ascending sizes that holds `batch`. Raises: ValueError if none does."""
-    at = bisect_left(sizes, batch)
-    if batch < 1 or at == len(sizes):
-        raise ValueError(f"a batch of {batch} has no graph: sizes are {', '.join(map(str, sizes))}")
-    return sizes[at]
+SLOT_BYTES_MAX = 256 * MIB  # inputs and outputs of one batch
 
 
 # -- inputs and outputs -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlace:
-    """One tensor inside a buffer."""
-
-    at: int
-    row_bytes: int
-    rows: int
-    dtype: str
-    shape: tuple[int, ...]  # including the rows
-
-    @property
-    def size(self) -> int:
-        """Bytes of all rows."""
-        return self.row_bytes * self.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +25,7 @@ class BatchLayout:
     outputs: tuple[TensorPlace, ...]
     inputs_end: int
     end: int
+    extents: Extents = ()  # in the open dimensions
 
     @property
     def outputs_at(self) -> int:
@@ -63,20 +33,11 @@ class BatchLayout:
         return self.outputs[0].at
 
 
-def lay_out(spec: wire.ModelSpec, size: int) -> BatchLayout:
-    """Returns the places for a batch of this size."""
-    inputs, end = _places(spec.inputs, size, 0)
-    outputs, last = _places(spec.outputs, size, end)
-    return BatchLayout(inputs, outputs, end, last)
-
-
-def _places(specs: Sequence[wire.TensorSpec], size: int, at: int) -> tuple[tuple[TensorPlace, ...], int]:
-    places = []
-    for spec in specs:
-        place = TensorPlace(at, byte_count(spec.dtype, spec.shape[1:]), size, spec.dtype, (size, *spec.shape[1:]))
-        places.append(place)
-        at += -(-place.size // ALIGNMENT) * ALIGNMENT
-    return tuple(places), at
+def lay_out(spec: wire.ModelSpec, size: int, extents: Extents = ()) -> BatchLayout:
+    """Returns the places for a batch of this size, with these extents in the open dimensions."""
+    inputs, end = places(spec.inputs, spec.dims, size, extents)
+    outputs, last = places(spec.outputs, spec.dims, size, extents, end)
+    return BatchLayout(inputs, outputs, end, last, extents)
 
 
 # -- EXEC -------------------------------------------------------------------------------------------------------------

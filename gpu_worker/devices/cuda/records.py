@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 
 import torch
 
+from gpu_worker.core.fixed import FixedBatch
 from gpu_worker.core.jobs import Done, Job
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.cuda.driver import Driver, Event, Pinned
 from gpu_worker.devices.cuda.graphs import GraphExecutable
 from gpu_worker.devices.cuda.memory import Slot
 from gpu_worker.devices.cuda.plans import BatchLayout
+from gpu_worker.devices.execution.open_rows import OpenInputs
 from gpu_worker.devices.images import HostImage, Image
 from gpu_worker.packages.package import Package
 from mesh.codes import ActionCode
@@ -34,7 +36,8 @@ class CudaVersion:
     number: int  # of its preparation
     image: Image  # shared by versions with equal weights
     executable: GraphExecutable
-    padding: tuple[Bytes, ...]  # one row of each input
+    padding: tuple[Bytes, ...]  # one row of each input; () if it is `open`
+    open: OpenInputs | None = None  # of a version whose rows may differ in size
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +58,7 @@ class InferResources:
 
     slot: Slot
     version: CudaVersion
-    size: int  # of the ladder
+    fixed: FixedBatch  # that is executed: the least that holds the batch
     layout: BatchLayout
     output: tuple[Event, Event] | None = None  # around its OUTPUT, once that is issued
 

@@ -6,6 +6,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from gpu_worker.core.cutting import varies
 from gpu_worker.devices.attempts import Attempts
 from gpu_worker.devices.cuda.driver import Driver
 from gpu_worker.devices.cuda.graphs import GraphExecutable, build, try_out
@@ -13,9 +14,13 @@ from gpu_worker.devices.cuda.memory import Memory, Ring
 from gpu_worker.devices.cuda.records import CudaVersion, Figures, PinnedImage
 from gpu_worker.devices.cuda.waiting.threads import Helper
 from gpu_worker.devices.execution.executables import Checks, read_image
+from gpu_worker.devices.execution.open_rows import OpenInputs
 from gpu_worker.devices.execution.rows import padding_rows
 from gpu_worker.devices.images import DISK, HostImage, Image, Images
 from gpu_worker.packages.package import Package
+from mesh import wire
+
+ExecutableKey = tuple[str, int, tuple[wire.Dim, ...]]  # architecture, batch_max, open dimensions
 
 
 class CudaVersions:
@@ -38,8 +43,8 @@ class CudaVersions:
         self.images = Images(host_bytes_max, read_image, self._pinned_image)
         self.ring = Ring(0)
         self._prepared: dict[str, CudaVersion] = {}  # {ref: version}
-        # {(architecture, batch_max): executable}; an executable lasts as long as a version that has it
-        self._executables: WeakValueDictionary[tuple[str, int], GraphExecutable] = WeakValueDictionary()
+        # an executable lasts as long as a version that has it
+        self._executables: WeakValueDictionary[ExecutableKey, GraphExecutable] = WeakValueDictionary()
         self._checks = Checks()
         self._preparations = 0
 
@@ -85,8 +90,10 @@ class CudaVersions:
                 self._attempts.end(package.ref, well=well)
 
     def _add(self, package: Package, image: Image) -> None:
-        padding = padding_rows(package)
-        key = (package.architecture, package.spec.batch_max)
+        spec = package.spec
+        inputs = OpenInputs.of(package) if varies(spec) else None
+        padding = padding_rows(package) if inputs is None else ()
+        key = (package.architecture, spec.batch_max, spec.dims)
         if image.place == DISK:
             self._prepare_disk()
         executable = self._executables.get(key)
@@ -95,17 +102,17 @@ class CudaVersions:
         elif self._checks.are_needed(package):  # it was captured with another version's weights
             try_out(self._driver, package, executable.forward, self._weights(package, image))
         self._checks.passed(package)
-        needed = executable.layouts[package.spec.batch_max].end
+        needed = max(layout.end for layout in executable.layouts.values())
         if needed > self.ring.slot_bytes:
             self.ring = Ring.allocate(self._driver, needed)
         self._executables[key] = executable
         self._preparations += 1
-        self._prepared[package.ref] = CudaVersion(package, self._preparations, image, executable, padding)
+        self._prepared[package.ref] = CudaVersion(package, self._preparations, image, executable, padding, inputs)
 
     def _build(self, package: Package, image: Image) -> GraphExecutable:
         """Returns the executable of the architecture, checked with the weights of the image."""
         executable = build(self._driver, package, self._weights(package, image), self._memory.execution_buffer)
-        self._figures.graphs += len(executable.sizes)
+        self._figures.graphs += len(executable.replays)
         self._figures.graph_bytes += executable.graph_bytes
         return executable
 

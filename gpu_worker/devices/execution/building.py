@@ -45,7 +45,9 @@ class Declared(NamedTuple):
     shape: tuple[int | None, ...]  # None: an open extent
 
     def __str__(self) -> str:
-        extents = ", ".join("batch" if extent is None else str(extent) for extent in self.shape)
+        extents = ", ".join(
+            str(extent) if extent is not None else "open" if i else "batch" for i, extent in enumerate(self.shape)
+        )
         return f"{self.dtype} [{extents}]"
 
 

@@ -61,6 +61,8 @@ class Compiler:
         graph = package.graph
         if not self.seconds_max or graph is None or graph.suffix == ONNX or find_compiler() is None:
             return None
+        if package.spec.dims:  # it is compiled with the batch alone open
+            return None
         if package.architecture in self._tried:
             return None
         self._tried.add(package.architecture)

@@ -15,11 +15,11 @@ from gpu_worker.devices.execution.building import Declared, build, declared_of
 from gpu_worker.devices.execution.moving import move, reshape_views
 from gpu_worker.devices.execution.onnx import load_onnx
 from gpu_worker.devices.execution.passed import PassedChecks, Tried
-from gpu_worker.devices.execution.rows import inputs_for, padding_rows
+from gpu_worker.devices.execution.rows import example_rows, inputs_for, padding_rows
 from gpu_worker.packages import trials
 from gpu_worker.packages.comparing import Run, tolerance
 from gpu_worker.packages.contents import digests_of
-from gpu_worker.packages.examples import message_of
+from gpu_worker.packages.examples import KeptRows, message_of
 from gpu_worker.packages.package import Package
 from gpu_worker.packages.reading import graphs
 from gpu_worker.packages.reading.archives import UnsafeArchive
@@ -27,6 +27,7 @@ from gpu_worker.packages.reading.files import fill, open_plain
 from gpu_worker.packages.reading.graphs import UnsafeProgram
 from gpu_worker.packages.reading.serialized import TooLarge
 from gpu_worker.packages.reading.tensors import BadHeader
+from gpu_worker.packages.sizing import Sizing, sizing_of
 from gpu_worker.packages.stored import ONNX, Weight, places
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
@@ -108,7 +109,8 @@ def _check_placeholders(package: Package, module: torch.fx.GraphModule) -> None:
                 f"{TORCH_DTYPES[weight.dtype]} {list(weight.shape)}"
             )
     for value, spec in zip(taken[len(package.layout) :], package.spec.inputs, strict=False):
-        if value is None or str(value.dtype) != f"torch.{spec.dtype}" or value.shape[1:] != tuple(spec.shape[1:]):
+        row = tuple(None if extent == -1 else extent for extent in spec.shape[1:])
+        if value is None or str(value.dtype) != f"torch.{spec.dtype}" or value.shape[1:] != row:
             faults.append(
                 f"input {spec.name}: the graph takes {value}, model.toml says {spec.dtype} {list(spec.shape)}"
             )
@@ -233,18 +235,22 @@ def warm_up(package: Package, forward: Forward, weights: Sequence[torch.Tensor])
     takes.
     """
     with torch.inference_mode():
-        forward(*weights, *_padding(package))
+        forward(*weights, *_padding(package, sizing_of(package.spec)))
 
 
-def _padding(package: Package) -> list[torch.Tensor]:
-    """Returns one row of padding, `[1, ...]`, of each input."""
+def _padding(package: Package, sizing: Sizing) -> list[torch.Tensor]:
+    """Returns one row of padding, `[1, ...]`, of each input; with open dimensions, of their least extents."""
+    if sizing.dims:
+        rows = example_rows(package)
+        return KeptRows(tuple(rows), sizing).filling() if rows is not None else sizing.zeros(1, sizing.least)
     pads = zip(padding_rows(package), package.spec.inputs, strict=True)
     return [torch.from_numpy(row).view(getattr(torch, s.dtype)).view(1, *s.shape[1:]) for row, s in pads]
 
 
 def _check(package: Package, dtypes: Set[torch.dtype], run: Run, place: torch.device) -> None:
     draw = inputs_for(package, run, place)
-    trial = trials.Trial(draw, package.spec.batch_max, _padding(package))
+    sizing = sizing_of(package.spec)
+    trial = trials.Trial(draw, package.spec.batch_max, _padding(package, sizing), sizing=sizing)
     close = tolerance(dtypes, place)
     trials.check(package.ref, package.spec.outputs, run, trial, close)
 

@@ -120,19 +120,27 @@ def load_onnx(package: Package) -> OnnxForward:
     return OnnxForward(session, [w.name for w in package.layout] + [spec.name for spec in package.spec.inputs])
 
 
+def _extent(extent: int | str | None) -> int:
+    """Returns the extent; -1 for one that the graph leaves open, by a name or without."""
+    return extent if isinstance(extent, int) else -1
+
+
 def _check_inputs(package: Package, session: Any) -> None:
-    taken = {value.name: (ORT_DTYPES.get(value.type, value.type), value.shape) for value in session.get_inputs()}
+    taken = {
+        value.name: (ORT_DTYPES.get(value.type, value.type), [_extent(extent) for extent in value.shape])
+        for value in session.get_inputs()
+    }
     faults = []
     for weight in package.layout:
         stored = (STORED.get(weight.dtype, weight.dtype), list(weight.shape))
         if weight.name not in taken:
             faults.append(f"weights.safetensors: the graph does not take {weight.name}")
-        elif (taken[weight.name][0], list(taken[weight.name][1])) != stored:
+        elif taken[weight.name] != stored:
             faults.append(f"{weight.name}: the graph takes {taken[weight.name]}, weights.safetensors has {stored}")
     for spec in package.spec.inputs:
         if spec.name not in taken:
             faults.append(f"input {spec.name}: the graph does not take it")
-        elif taken[spec.name][0] != spec.dtype or list(taken[spec.name][1][1:]) != list(spec.shape[1:]):
+        elif taken[spec.name][0] != spec.dtype or taken[spec.name][1][1:] != list(spec.shape[1:]):
             faults.append(
                 f"input {spec.name}: the graph takes {taken[spec.name]}, "
                 f"model.toml says {(spec.dtype, list(spec.shape))}"

@@ -7,11 +7,12 @@ import torch
 
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.packages import examples
+from gpu_worker.packages.batches import Draw
 from gpu_worker.packages.comparing import Run
 from gpu_worker.packages.package import Package
 from gpu_worker.packages.reading.tensors import Stored, read_tensors
+from gpu_worker.packages.sizing import sizing_of
 from gpu_worker.packages.stored import EXAMPLE_BYTES_MAX
-from gpu_worker.packages.trials import Draw
 from mesh import wire
 from mesh.errors import PackageError
 from mesh.tensors import byte_count
@@ -57,14 +58,14 @@ def inputs_for(package: Package, run: Run, place: torch.device) -> Draw:
     Without an example, random inputs are searched for, but not on a GPU: there an index out of range ends all use of
     the device.
     """
-    rows = example_rows(package)
+    rows, sizing = example_rows(package), sizing_of(package.spec)
     if rows is not None:
-        return examples.KeptRows(tuple(rows)).draw
+        return examples.KeptRows(tuple(rows), sizing).draw
     if place.type == "cpu":
-        drawn, _ = examples.find(package.spec.inputs, run, package.spec.batch_max)
+        drawn, _ = examples.find(package.spec.inputs, run, package.spec.batch_max, sizing)
         if drawn is not None:
             return drawn.draw
-    return examples.harmless(package.spec.inputs).draw
+    return examples.harmless(package.spec.inputs, sizing).draw
 
 
 def fill(

@@ -46,15 +46,20 @@ CONFIGS = {
 }
 TRACED_BYTES_MAX = 4 * GRAPH_BYTES_MAX  # of a graph that holds its author's stack for each operation
 CONFIG_BYTES_MAX = 16 * MANIFEST_BYTES_MAX
+NAMES = ("seq", "width", "depth", "more")  # that are proposed for open dimensions
 LEAST = 2  # rows: torch's lower bound where the author gave none; such programs also take one row
 SYMBOL = re.compile(r"(?:Symbol\('(\w+)'[\w\s,=]*\)|(\w+))", re.ASCII)
-Inputs = dict[str, tuple[str, tuple[int, ...]]]  # {name: (dtype, shape of one row)}
+# {name: (dtype, shape of one row, with the names of open dimensions)}
+Inputs = dict[str, tuple[str, tuple[int | str, ...]]]
+Dims = Mapping[str, tuple[int, int]]  # {open dimension: (least, most)}, in the order in which the inputs have them
 
 
-def read_program(place: str, file: Path, batch_max: int) -> tuple[nn.Module, Inputs]:
+def read_program(place: str, file: Path, batch_max: int, dims: Dims | None = None) -> tuple[nn.Module, Inputs]:
     """Returns (module, inputs) of a file written by torch.export.save; nothing in it is run.
 
-    Raises: PackageError, code bad_source, unsafe_package or batch_fixed.
+    `dims`: a name and a range for each dimension that is open beside the batch, which the file has no names for.
+
+    Raises: PackageError, code bad_source, unsafe_package, bad_inputs or batch_fixed.
     """
     try:
         with Archive(file, EXPORTED) as archive:
@@ -73,11 +78,37 @@ def read_program(place: str, file: Path, batch_max: int) -> tuple[nn.Module, Inp
         if fault:
             faults.append(fault)
         elif value is not None:
-            rest = [extent.as_int for extent in value.sizes[1:] if extent.as_int is not msgspec.UNSET]
-            inputs[name] = (str(DTYPES[value.dtype]).removeprefix("torch."), tuple(rest))
+            rest = tuple(_symbol(extent) or _number(extent) for extent in value.sizes[1:])
+            inputs[name] = (str(DTYPES[value.dtype]).removeprefix("torch."), rest)
     if faults:
         raise PackageError(place, faults, PackageCode.BATCH_FIXED)
-    return module, inputs
+    return module, _named(place, inputs, program.range_constraints, dims or {})
+
+
+def _named(place: str, inputs: Inputs, ranges: Mapping[str, StoredRange], dims: Dims) -> Inputs:
+    """Returns the inputs with the names of `dims` in place of the file's symbols. Raises: PackageError."""
+    symbols = list(dict.fromkeys(extent for _, row in inputs.values() for extent in row if isinstance(extent, str)))
+    if len(symbols) != len(dims):
+        spans = [ranges.get(symbol, StoredRange()) for symbol in symbols]
+        listed = "; ".join(f"{name} is [{', '.join(map(str, ('batch', *row)))}]" for name, (_, row) in inputs.items())
+        wanted = " ".join(f"--dim {n}={s.min_val or 1}:{s.max_val or 512}" for n, s in zip(NAMES, spans, strict=False))
+        why = (
+            f"{len(symbols)} dimensions of its inputs are open beside the batch ({listed}), and dims names {len(dims)}"
+        )
+        mend = f"give each a name and a range, in this order, as {wanted}" if symbols else "leave dims out"
+        raise PackageError(place, [f"{why}: {mend}"], PackageCode.BAD_INPUTS)
+    called, faults = dict(zip(symbols, dims, strict=True)), []
+    for symbol, name in called.items():
+        span, (least, most) = ranges.get(symbol, StoredRange()), dims[name]
+        low, high = span.min_val if (span.min_val or 0) > LEAST else None, span.max_val
+        if (low is not None and least < low) or (high is not None and most > high):
+            faults.append(f"dims {name} is {least} to {most}; the program takes {low or 1} to {high or 'any'}")
+    if faults:
+        raise PackageError(place, faults, PackageCode.BAD_INPUTS)
+    return {
+        name: (dtype, tuple(called[extent] if isinstance(extent, str) else extent for extent in row))
+        for name, (dtype, row) in inputs.items()
+    }
 
 
 class Exported(nn.Module):
@@ -207,9 +238,14 @@ def _input_fault(name: str, value: StoredTensor | None, ranges: Mapping[str, Sto
     if value is None:
         return f"input {name} is no tensor: export the program with tensors alone as inputs"
     shape = [extent.as_int if extent.as_int is not msgspec.UNSET else None for extent in value.sizes]
-    if not shape or None in shape[1:]:
-        told = ["open" if extent is None else extent for extent in shape]
-        return f"input {name} is {told}: all dimensions but the first, the batch, must be fixed"
+    own = [_symbol(extent) for extent in value.sizes]
+    told = [symbol or ("computed" if extent is None else extent) for extent, symbol in zip(shape, own, strict=True)]
+    if not shape:
+        return f"input {name} has no dimensions, and its first must be the batch"
+    if "computed" in told[1:]:
+        return f"input {name} is {told}: an open dimension must be one of its own, not computed from others"
+    if own[0] and own[0] in own[1:]:
+        return f"input {name} is {told}: a dimension beside the batch has the extent of the batch"
     if shape[0] is not None:
         if (shape[0], batch_max) == (1, 1):
             return ""
@@ -230,8 +266,13 @@ def _input_fault(name: str, value: StoredTensor | None, ranges: Mapping[str, Sto
 
 def _range(extent: StoredExtent, ranges: Mapping[str, StoredRange]) -> StoredRange:
     """Returns the range of an open extent; one without bounds if the file has none for it."""
+    return ranges.get(_symbol(extent), StoredRange())
+
+
+def _symbol(extent: StoredExtent) -> str:
+    """Returns the symbol that an open extent is; "" of a number, or of what is computed from symbols."""
     symbol = SYMBOL.fullmatch(extent.as_expr.expr_str) if extent.as_expr is not msgspec.UNSET else None
-    return ranges.get(symbol.group(1) or symbol.group(2), StoredRange()) if symbol is not None else StoredRange()
+    return str(symbol.group(1) or symbol.group(2)) if symbol is not None else ""
 
 
 ADVICE = "export it again, with torch 2.11 or newer, tensors alone as weights, and operations of torch"

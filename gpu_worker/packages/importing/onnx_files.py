@@ -21,16 +21,18 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 
 from gpu_worker.devices.execution.onnx import ORT_DTYPES, OnnxForward, message_of, open_session, require
-from gpu_worker.packages import examples, trials
-from gpu_worker.packages.arguments import PackageOptions, printable
+from gpu_worker.packages import batches, examples, trials
+from gpu_worker.packages.apart import of_extents
+from gpu_worker.packages.arguments import Opening, PackageOptions, check_inputs, opening_of, printable
 from gpu_worker.packages.comparing import Run, same, tolerance
 from gpu_worker.packages.declared import MANIFEST, TENSORS_MAX
-from gpu_worker.packages.importing.shapes import counts, output_spec
+from gpu_worker.packages.importing.shapes import Probed, counts, output_spec, output_specs, probes
 from gpu_worker.packages.importing.signature import check_names
 from gpu_worker.packages.judging import onnx_graphs
 from gpu_worker.packages.package import Package, read_package
 from gpu_worker.packages.reading.files import open_plain, read_plain
 from gpu_worker.packages.reading.onnx_parts import FROM_FILES, parts_of
+from gpu_worker.packages.sizing import Sizing
 from gpu_worker.packages.stored import EXAMPLE, WEIGHTS
 from gpu_worker.packages.writing import manifest_text, staged
 from mesh import wire
@@ -61,46 +63,57 @@ def write_onnx_package(
     labels: Sequence[str] | None = None,
     cache: bool = True,
     description: str | None = None,
+    dims: Mapping[str, tuple[int, int]] | None = None,
+    pad: Mapping[str, float] | None = None,
+    exact: bool = False,
+    rows: Mapping[str, str] | None = None,
 ) -> Package:
     """The package is on disk, whole or not at all, and has been read back.
 
-    The file's inputs must have the batch as a dynamic first dimension, and all other dimensions fixed; rows must be
-    independent. `example`: {input: array `[rows, ...]`}, two rows or more; needed where random ones do not work.
+    The file's inputs must have the batch as a dynamic first dimension; rows must be independent. `example`: {input:
+    array `[rows, ...]`}, two rows or more; needed where random ones do not work. `dims`: {name in the file: (least,
+    most)} of its other free dimensions; `pad`, `exact` and `rows` are as in `write_package`.
 
     Raises: PackageError with a code (docs/models.md lists them).
     """
     repository, file = Path(repository), Path(file)
     place = f"{name}:{version} ({file.name})"
     labels, description = () if labels is None else labels, "" if description is None else description
-    faults = PackageOptions(name, version, batch_max, slo_ms, labels, cache, description).faults
+    options = PackageOptions(name, version, batch_max, slo_ms, labels, cache, description)
+    opening = opening_of(dims, pad, exact, rows)
+    faults = options.faults + opening.faults
     if faults:
         raise PackageError(printable(place), faults, PackageCode.BAD_ARGUMENT)
     model = _read(place, file)
     original = open_session(str(file), place, PackageCode.NOT_ONNX)
-    specs = _inputs(place, original, batch_max)
-    inputs = [spec.name for spec in specs]
-    onnx_graphs.check(place, model, set(inputs), batch_max, _sure(original, inputs), _constants(model).get)
+    sizing = _inputs(place, original, batch_max, opening)
+    specs, inputs = sizing.inputs, [spec.name for spec in sizing.inputs]
+    told_apart = {name for pair in opening.rows.items() for name in pair}  # they are tried, and need no first dimension
+    sure = _sure(original, inputs) | told_apart
+    onnx_graphs.check(place, model, set(inputs), batch_max, sure, _constants(model).get)
     _check_kinds(place, original)
     whole = OnnxForward(original, inputs)
-    draw = _drawn(place, specs, whole, example, batch_max)
-    outputs = _outputs(place, whole, draw, batch_max)
+    draw = _drawn(place, sizing, whole, example, batch_max)
+    outputs = _outputs(place, whole, draw, batch_max, sizing, opening.rows)
     _repeat_numbers(model, whole, draw)
     weights = _lift_weights(model)
     content = model.SerializeToString()
     lean = OnnxForward(open_session(content, place, PackageCode.NOT_ONNX), [*weights, *inputs])
     before = _digests(weights)
-    _check(place, outputs, partial(_run, lean, weights), partial(_whole, whole), draw, batch_max, _dtypes(model))
+    _check(
+        place, outputs, partial(_run, lean, weights), partial(_whole, whole), draw, batch_max, _dtypes(model), sizing
+    )
     if _digests(weights) != before:
         why = "running the graph changes its weights: an answer would depend on what was asked before"
         raise PackageError(place, [why], PackageCode.STATE_CHANGED)
     kept = examples.to_keep(draw, specs)
-    examples.check_kept(place, outputs, partial(_run, lean, weights), kept, batch_max, tolerance(_dtypes(model), CPU))
-    ins, outs = ({spec.name: (spec.dtype, spec.shape[1:]) for spec in group} for group in (specs, outputs))
-    manifest = manifest_text(ins, outs, batch_max, slo_ms, labels, cache, description or model.doc_string, GRAPH)
+    close = tolerance(_dtypes(model), CPU)
+    examples.check_kept(place, outputs, partial(_run, lean, weights), kept, batch_max, close, sizing)
+    manifest = manifest_text(options.spec(sizing, outputs), description or model.doc_string, GRAPH)
     with staged(repository, name, version) as folder:
         (folder / GRAPH).write_bytes(content)
         save_file(weights, folder / WEIGHTS)
-        save_tensors({spec.name: rows for spec, rows in zip(specs, kept, strict=True)}, folder / EXAMPLE)
+        save_tensors({spec.name: tensor for spec, tensor in zip(specs, kept, strict=True)}, folder / EXAMPLE)
         (folder / MANIFEST).write_text(manifest, encoding="utf-8")
     return read_package(repository, wire.ref_of(name, version), ())
 
@@ -183,8 +196,9 @@ def _lift_weights(model: Any) -> dict[str, Array]:
     return weights
 
 
-def _inputs(place: str, session: Any, batch_max: int) -> tuple[wire.TensorSpec, ...]:
-    found, faults = [], []
+def _inputs(place: str, session: Any, batch_max: int, opening: Opening) -> Sizing:
+    """Returns the file's inputs, and the dimensions that are open in it. Raises: PackageError."""
+    found, faults = dict[str, tuple[str, tuple[int | str, ...]]](), list[str]()
     code = PackageCode.BAD_INPUTS
     for value in session.get_inputs():
         dtype = ORT_DTYPES.get(value.type)
@@ -200,17 +214,27 @@ def _inputs(place: str, session: Any, batch_max: int) -> tuple[wire.TensorSpec, 
                 f"input {value.name} takes {first} rows, no more and no fewer: export the model with a first dimension "
                 "that is free (dynamic_axes={...: {0: 'batch'}})" + (", or give batch_max=1" if first == 1 else "")
             )
-        elif dtype not in DTYPES or not all(isinstance(n, int) and n > 0 for n in rest):
+        elif dtype not in DTYPES or not all(isinstance(n, str) or (isinstance(n, int) and n > 0) for n in rest):
             faults.append(
                 f"input {value.name} is {dtype or value.type} {value.shape}: all dimensions but the first must be "
-                f"numbers, and the type one of {', '.join(DTYPES)}"
+                f"numbers or have names, and the type be one of {', '.join(DTYPES)}"
             )
         else:
-            found.append(wire.TensorSpec(name=value.name, dtype=str(dtype), shape=(-1, *rest)))
+            found[value.name] = (str(dtype), tuple(rest))
     if faults or not found:
         raise PackageError(place, faults or ["the graph has no inputs"], code)
-    check_names(place, "inputs", [spec.name for spec in found])
-    return tuple(found)
+    free = dict.fromkeys(n for _, row in found.values() for n in row if isinstance(n, str))
+    unknown = [name for name in free if name not in opening.dims]
+    if unknown:
+        listed = "; ".join(f"input {name} is {['batch', *row]}" for name, (_, row) in found.items())
+        options = " ".join(f"--dim {name}=1:512" for name in unknown)
+        why = (
+            f"the graph has free dimensions beside the batch ({listed}): say the least and the greatest extent of "
+            f"each, as {options} (dims={{{', '.join(f'{name!r}: (1, 512)' for name in unknown)}}}), or export it "
+            "without them"
+        )
+        raise PackageError(place, [why], PackageCode.BAD_INPUTS)
+    return check_inputs(place, found, batch_max, opening)
 
 
 def _constants(model: Any) -> dict[str, Array]:
@@ -281,9 +305,9 @@ def _whole(forward: OnnxForward, given: Sequence[torch.Tensor]) -> list[torch.Te
     return [tensor if tensor.ndim else tensor.expand(len(given[0])) for tensor in _run(forward, {}, given)]
 
 
-def _repeat_numbers(model: Any, forward: OnnxForward, draw: trials.Draw) -> None:
+def _repeat_numbers(model: Any, forward: OnnxForward, draw: batches.Draw) -> None:
     """The graph returns a number that holds for the batch once for each row, where the opset allows it."""
-    outputs = _run(forward, {}, draw(1, torch.Generator().manual_seed(trials.SEED)))
+    outputs = _run(forward, {}, draw(1, torch.Generator().manual_seed(batches.SEED)))
     numbers = [name for name, output in zip(forward.outputs, outputs, strict=True) if not output.ndim]
     opset = next((found.version for found in model.opset_import if found.domain in ("", "ai.onnx")), 0)
     if numbers and opset >= EXPANDS:
@@ -292,32 +316,38 @@ def _repeat_numbers(model: Any, forward: OnnxForward, draw: trials.Draw) -> None
 
 def _drawn(
     place: str,
-    specs: Sequence[wire.TensorSpec],
+    sizing: Sizing,
     forward: OnnxForward,
     example: Mapping[str, Any] | None,
     batch_max: int,
-) -> trials.Draw:
+) -> batches.Draw:
     """Returns how inputs are drawn: from the given rows, or at random. Raises: PackageError."""
     if example is not None:
-        kept = examples.given(place, specs, example, batch_max)
-        rows = kept.draw(min(2, batch_max), torch.Generator().manual_seed(trials.SEED))
+        kept = examples.given(place, sizing.inputs, example, batch_max, sizing)
+        rows = kept.draw(min(2, batch_max), torch.Generator().manual_seed(batches.SEED))
         with contextlib.suppress(RuntimeError):  # rows that it fails on are reported where its outputs are found
             examples.check_shows(place, _run(forward, {}, rows))
         return kept.draw
-    drawn, why = examples.find(specs, partial(_whole, forward), batch_max)
+    specs = sizing.inputs
+    drawn, why = examples.find(specs, partial(_whole, forward), batch_max, sizing)
     if drawn is None:
         assert why is not None
-        fewest, _ = examples.find(specs, partial(_whole, forward), 1) if batch_max > 1 else (None, None)
+        fewest, _ = examples.find(specs, partial(_whole, forward), 1, sizing) if batch_max > 1 else (None, None)
         if fewest is not None:
-            raise _fixed(place, why)
+            raise _fixed(place, why, sizing)
         raise PackageError(place, [examples.not_run(examples.message_of(why))], PackageCode.FORWARD_FAILED)
     return drawn.draw
 
 
-def _outputs(place: str, forward: OnnxForward, draw: trials.Draw, batch_max: int) -> tuple[wire.TensorSpec, ...]:
+def _outputs(
+    place: str, forward: OnnxForward, draw: batches.Draw, batch_max: int, sizing: Sizing, tellers: Mapping[str, str]
+) -> tuple[wire.TensorSpec, ...]:
     """Returns the outputs' dtypes and shapes, found by running some rows. Raises: PackageError."""
+    check_names(place, "outputs", forward.outputs)
+    if sizing.dims or tellers:
+        return _open_outputs(place, forward, draw, batch_max, sizing, tellers)
     rows = counts(batch_max)
-    generator = torch.Generator().manual_seed(trials.SEED)
+    generator = torch.Generator().manual_seed(batches.SEED)
     found, why = [], None
     for count in dict.fromkeys((*rows, 1)):
         try:
@@ -325,18 +355,34 @@ def _outputs(place: str, forward: OnnxForward, draw: trials.Draw, batch_max: int
         except RuntimeError as error:
             why = why or error
     if why is not None and found:
-        raise _fixed(place, why)
+        raise _fixed(place, why, sizing)
     if why is not None:
         raise PackageError(place, [f"the graph fails: {examples.message_of(why)}"], PackageCode.FORWARD_FAILED)
     few, more = found[0], found[len(set(rows)) - 1]
-    check_names(place, "outputs", forward.outputs)
     pairs = zip(forward.outputs, few, more, strict=True)
     return tuple(output_spec(place, name, one, other, rows) for name, one, other in pairs)
 
 
-def _fixed(place: str, why: Exception) -> PackageError:
-    """Returns the error for a graph that runs on some numbers of rows only."""
-    told = f"the graph runs on some numbers of rows only: {examples.message_of(why)}"
+def _open_outputs(
+    place: str, forward: OnnxForward, draw: batches.Draw, batch_max: int, sizing: Sizing, tellers: Mapping[str, str]
+) -> tuple[wire.TensorSpec, ...]:
+    """As `_outputs`, of a graph with open dimensions, or with outputs that have a leading dimension of their own."""
+    seen = []
+    for inputs in probes(draw, sizing, batch_max):
+        extents = sizing.of(inputs)
+        try:
+            seen.append(Probed(len(inputs[0]), extents, _whole(forward, inputs)))
+        except RuntimeError as error:
+            of = f"{trials.counted(len(inputs[0]))}{of_extents(sizing, extents)}"
+            why = f"the graph fails on {of}: {examples.message_of(error)}. It must take any extents that dims allows"
+            raise PackageError(place, [why], PackageCode.FORWARD_FAILED) from None
+    return tuple(output_specs(place, forward.outputs, sizing, tellers, seen))
+
+
+def _fixed(place: str, why: Exception, sizing: Sizing) -> PackageError:
+    """Returns the error for a graph that runs on some numbers of rows only, or of some extents."""
+    of = f", or of some extents of {' and '.join(dim.name for dim in sizing.dims)}," if sizing.dims else ""
+    told = f"the graph runs on some numbers of rows{of} only: {examples.message_of(why)}"
     mend = (
         "export the model with a first dimension that is free, and without numbers in place of it; or give batch_max=1"
     )
@@ -348,23 +394,23 @@ def _check(
     outputs: tuple[wire.TensorSpec, ...],
     run: Run,
     run_original: Run,
-    draw: trials.Draw,
+    draw: batches.Draw,
     batch_max: int,
     dtypes: set[torch.dtype],
+    sizing: Sizing,
 ) -> None:
     """The stripped graph passes all checks and gives what the file gives. Raises: PackageError."""
-    padding = draw(1, torch.Generator().manual_seed(trials.SEED + 1))
-    trial = trials.Trial(draw, batch_max, padding)
+    trial = trials.Trial(draw, batch_max, examples.filling(draw, sizing, batches.SEED + 1), sizing=sizing)
     close = tolerance(dtypes, CPU)
     names = [spec.name for spec in outputs]
     try:
         expected = trial.run(run_original)
         results = trials.check(place, outputs, run, trial, close)
-        trials.check_beside(place, names, run, trial, results, close)
+        trials.check_beside(place, outputs, run, trial, results, close)
     except PackageError:
         raise
     except RuntimeError as error:
-        raise _fixed(place, error) from None
+        raise _fixed(place, error, sizing) from None
     for wanted, found in zip(expected, results, strict=True):
         for name, one, other in zip(names, wanted, found, strict=True):
             if not same(one, other, close):

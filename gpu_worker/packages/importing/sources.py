@@ -49,13 +49,18 @@ class Source:
     labels: Sequence[str] = ()
     cache: bool = True
     description: str = ""
+    dims: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # {open dimension: (least, most)}
+    pad: Mapping[str, float] = field(default_factory=dict)  # {input: what its open dimensions are filled up with}
+    exact: bool = False
+    rows: Mapping[str, str] = field(default_factory=dict)  # {output: the output that tells its rows}
 
     @property
     def options(self) -> dict[str, Any]:
         """The options that every kind of model has."""
         return {
             "example": self.example, "batch_max": self.batch_max, "slo_ms": self.slo_ms, "labels": self.labels,
-            "cache": self.cache, "description": self.description,
+            "cache": self.cache, "description": self.description, "dims": self.dims, "pad": self.pad,
+            "exact": self.exact, "rows": self.rows,
         }  # fmt: skip
 
 
@@ -124,7 +129,7 @@ def _written(source: Source, folder: Path, version: str) -> Package:
         return write_onnx_package(folder, source.name, version, file, **source.options)
     if file.suffix == ".pt2":
         _only_factories(place, source)
-        module, inputs = read_program(place, file, source.batch_max)
+        module, inputs = read_program(place, file, source.batch_max, source.dims)
         return write_package(
             folder, source.name, version, module, inputs=inputs, outputs=source.outputs, **source.options
         )

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gpu_worker.packages import trials
+from gpu_worker.packages import batches
+from gpu_worker.packages.batches import TrialBatch
 from gpu_worker.packages.comparing import TOLERANCE
 from gpu_worker.packages.importing.plain import (
     evaluate,
@@ -19,7 +20,7 @@ from gpu_worker.packages.importing.plain import (
 from gpu_worker.packages.importing.reaching import ReachableState
 from gpu_worker.packages.judging.behaviour import REMEMBERED, differing, mark, version
 from gpu_worker.packages.judging.original import Original
-from gpu_worker.packages.trials import Trial, TrialBatch
+from gpu_worker.packages.trials import Trial
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
@@ -71,7 +72,7 @@ class Author:
 
         Raises: PackageError, code state_changed.
         """
-        rows = original.draw(FIRST, torch.Generator().manual_seed(trials.SEED + 2))
+        rows = original.draw(FIRST, torch.Generator().manual_seed(batches.SEED + 2))
         others = (i for i in range(1, FIRST) if any(not torch.equal(t[i], t[0]) for t in rows))
         changed = False
         for first in (0, next(others, 1)):

@@ -9,9 +9,10 @@ import torch
 import xxhash
 from torch import nn
 
+from gpu_worker.packages.batches import SEED
 from gpu_worker.packages.comparing import TOLERANCE, same
 from gpu_worker.packages.importing.plain import plain_tensors_in, tensors_in
-from gpu_worker.packages.trials import DRAWN, SEED, named
+from gpu_worker.packages.trials import DRAWN, named
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
 

@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from gpu_worker.packages.apart import free
 from gpu_worker.packages.importing.quiet import authors_place
 from gpu_worker.packages.importing.shapes import rows_changed
 from gpu_worker.packages.judging.decisions import deciding, is_open, operation_of
+from gpu_worker.packages.sizing import Sizing
 from gpu_worker.packages.trials import DRAWN, INDEPENDENT, named
+from mesh import wire
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
 
@@ -24,15 +27,15 @@ ATTENTION = torch.ops.aten.scaled_dot_product_attention.default  # may be random
 FRAME = re.compile(r'File "(.+)", line (\d+)')
 
 
-def check(place: str, graph: GraphModule, outputs: Sequence[str], inputs: int, batch_max: int) -> None:
-    """The graph shows no way for a row not to get its own answer. `inputs`: the last so many placeholders are inputs.
+def check(place: str, graph: GraphModule, outputs: Sequence[wire.TensorSpec], sizing: Sizing, batch_max: int) -> None:
+    """The graph shows no way for a row not to get its own answer. Its last placeholders are the inputs.
 
     Raises: PackageError, code rows_changed, rows_mixed or random.
     """
-    places = graph.graph.find_nodes(op="placeholder")
-    _check_rows(place, graph, outputs, places[-inputs:])
+    inputs = graph.graph.find_nodes(op="placeholder")[-len(sizing.inputs) :]
+    _check_rows(place, graph, outputs, inputs, sizing)
     check_draws(place, graph)
-    node = deciding(graph, places[-inputs:]) if batch_max > 1 else None
+    node = deciding(graph, inputs) if batch_max > 1 else None
     if node is not None:
         told = f"forward decides for all rows of a batch at once, by what they are ({place_of(node)}). {INDEPENDENT}"
         raise PackageError(place, [told], PackageCode.ROWS_MIXED)
@@ -53,22 +56,35 @@ def place_of(node: Node) -> str:
     return f"{operation_of(node)}, at {line}" if line else operation_of(node)
 
 
-def _check_rows(place: str, graph: GraphModule, outputs: Sequence[str], inputs: Sequence[Node]) -> None:
+def _check_rows(
+    place: str, graph: GraphModule, outputs: Sequence[wire.TensorSpec], inputs: Sequence[Node], sizing: Sizing
+) -> None:
     """Every output has the batch as its first dimension, and its rows have one shape, whatever the values are.
 
-    Raises: PackageError, code rows_changed or rows_mixed.
+    It follows from the extents of the inputs alone; where the output bears an open dimension, it is that one. Outputs
+    whose first dimension is their own are left out. Raises: PackageError, code rows_changed or rows_mixed.
     """
     # torch may use a different symbol for each input
     batch = {_expression(node.meta["val"].shape[0]) for node in inputs}
+    opened: dict[str, set[Any]] = {}  # {open dimension: expressions of its extent}
+    for spec, node in zip(sizing.inputs, inputs, strict=True):
+        for dim, extent in zip(spec.dims, node.meta["val"].shape[1:], strict=bool(spec.dims)):
+            opened.setdefault(dim, set()).add(_expression(extent))
+    known = {symbol for dim in sizing.dims for one in opened[dim.name] for symbol in one.free_symbols}
     (output,) = graph.graph.find_nodes(op="output")
-    for name, node in zip(outputs, output.args[0], strict=True):
+    loose = free(outputs)
+    for spec, node in zip(outputs, output.args[0], strict=True):
         rows, *rest = node.meta["val"].shape
-        if _expression(rows) not in batch:
+        if _expression(rows) not in batch and spec.name not in loose:
             told = f"as many as the values make it ({place_of(node)})"
-            raise PackageError(place, [rows_changed(named(name), told)], PackageCode.ROWS_CHANGED)
-        if any(is_open(extent) for extent in rest):
-            told = f"the shape of a row of {named(name)} depends on the rows or their values ({place_of(node)})"
-            raise PackageError(place, [f"{told}. {INDEPENDENT}"], PackageCode.ROWS_MIXED)
+            raise PackageError(place, [rows_changed(named(spec.name), told)], PackageCode.ROWS_CHANGED)
+        for dim, extent in zip(spec.dims or ("",) * len(rest), rest, strict=True):
+            as_named = _expression(extent) in opened.get(dim, ()) if dim else not is_open(extent)
+            if not as_named and not (sizing.exact and not dim and _expression(extent).free_symbols <= known):
+                told = (
+                    f"the shape of a row of {named(spec.name)} depends on the rows or their values ({place_of(node)})"
+                )
+                raise PackageError(place, [f"{told}. {INDEPENDENT}"], PackageCode.ROWS_MIXED)
 
 
 def _expression(rows: Any) -> Any:

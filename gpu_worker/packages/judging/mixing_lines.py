@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
+from gpu_worker.packages.batches import TrialBatch
 from gpu_worker.packages.comparing import same
 from gpu_worker.packages.judging.decisions import OF_SHAPES, operation_of
 from gpu_worker.packages.judging.graphs import place_of
-from gpu_worker.packages.trials import Trial, TrialBatch
+from gpu_worker.packages.trials import Trial
 
 
 def where_mixed(graph: GraphModule, weights: Sequence[torch.Tensor], trial: Trial, close: float) -> str:

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpu_worker.packages import examples, trials
+from gpu_worker.packages import batches, examples, trials
+from gpu_worker.packages.apart import free, of_extents
+from gpu_worker.packages.batches import Draw, TrialBatch
 from gpu_worker.packages.comparing import TOLERANCE
 from gpu_worker.packages.importing.quiet import authors_line
-from gpu_worker.packages.importing.shapes import check_batch, counts, output_spec
+from gpu_worker.packages.importing.shapes import Probed, check_batch, counts, output_spec, output_specs, probes
 from gpu_worker.packages.importing.signature import (
     Binding,
     check_outputs,
@@ -21,7 +23,8 @@ from gpu_worker.packages.importing.signature import (
     tensors_of,
 )
 from gpu_worker.packages.judging.behaviour import ModuleState, check_repeats
-from gpu_worker.packages.trials import Draw, Trial, TrialBatch, counted
+from gpu_worker.packages.sizing import Sizing
+from gpu_worker.packages.trials import Trial, counted
 from mesh import wire
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
@@ -35,12 +38,10 @@ class Original:
     The module changes nothing of itself except what it creates when it runs for the first time.
     """
 
-    def __init__(
-        self, place: str, module: nn.Module, ways: Sequence[Binding], specs: Sequence[wire.TensorSpec], batch_max: int
-    ) -> None:
+    def __init__(self, place: str, module: nn.Module, ways: Sequence[Binding], sizing: Sizing, batch_max: int) -> None:
         """`ways`: how inputs can be passed to the module, the most likely first."""
         self.place, self.module, self.binding, self.batch_max = place, module, ways[0], batch_max
-        self.specs, self.outputs = specs, list[wire.TensorSpec]()
+        self.specs, self.sizing, self.outputs = sizing.inputs, sizing, list[wire.TensorSpec]()
         self.draw: Draw
         self._ways = ways
         self._state: ModuleState  # after its first run
@@ -51,11 +52,19 @@ class Original:
         """The names of the outputs."""
         return [spec.name for spec in self.outputs]
 
-    def look(self, example: Mapping[str, Any] | None, names: Sequence[str] | None) -> None:
-        """Inputs that the module runs on, and its outputs, are known. Raises: PackageError."""
+    def look(
+        self, example: Mapping[str, Any] | None, names: Sequence[str] | None, tellers: Mapping[str, str] | None = None
+    ) -> None:
+        """Inputs that the module runs on, and its outputs, are known. `tellers`: {output: what tells its rows}.
+
+        Raises: PackageError.
+        """
         self.draw = self._inputs(example)
         self._state = ModuleState(self.place, self.module)
-        generator = torch.Generator().manual_seed(trials.SEED)
+        if self.sizing.dims or tellers:
+            self._look_open(names, tellers or {})
+            return
+        generator = torch.Generator().manual_seed(batches.SEED)
         rows = counts(self.batch_max)
         few, more = (self._called(self.draw(count, generator), count) for count in rows)
         named = output_names(self.place, few, names)
@@ -67,6 +76,23 @@ class Original:
         self._known = (flat(few), rows[0])
         check_batch(self.place, self.names, self._known, (flat(more), rows[1]))
 
+    def _look_open(self, names: Sequence[str] | None, tellers: Mapping[str, str]) -> None:
+        """As `look`, of a module with open dimensions, or with outputs that have a leading dimension of their own."""
+        seen, named = [], list[str]()
+        for inputs in probes(self.draw, self.sizing, self.batch_max):
+            rows, extents = len(inputs[0]), self.sizing.of(inputs)
+            value = self._called(inputs, rows)
+            check_outputs(self.place, value)
+            found = output_names(self.place, value, names)
+            if named and found != named:
+                why = f"forward returns {', '.join(found)} and {', '.join(named)}: which must not depend on the rows"
+                raise PackageError(self.place, [why], PackageCode.BAD_OUTPUTS)
+            named = found
+            seen.append(Probed(rows, extents, tensors_of(value, rows)))
+        self._state.check()
+        self.outputs = output_specs(self.place, named, self.sizing, tellers, seen)
+        self._known = (list(seen[0].outputs), seen[0].rows)
+
     def expected(self, trial: Trial) -> list[list[torch.Tensor]]:
         """Returns what the module gives for each batch, after checking that it depends on the batch alone.
 
@@ -75,30 +101,42 @@ class Original:
         results = []
         for batch in trial.batches:
             value = self._called(batch.inputs, batch.rows)
-            check_batch(self.place, self.names, self._known, (flat(value), batch.rows))
-            results.append(tensors_of(value, batch.rows))
+            found = tensors_of(value, batch.rows)
+            self._check_shapes(batch, flat(value), found)
+            results.append(found)
         at = trial.repeated
         again = trial.batches[at]
         check_repeats(self.place, self.names, lambda: self._run(again.inputs), results[at])
         self._state.check()
         return results
 
-    def check_rows(self, trial: Trial, results: list[list[torch.Tensor]], where: str = "") -> None:
-        """Rows do not obviously depend on each other. `where`: the line to name.
+    def _check_shapes(self, batch: TrialBatch, returned: list[torch.Tensor], found: list[torch.Tensor]) -> None:
+        if not self.sizing.dims and not free(self.outputs):
+            check_batch(self.place, self.names, self._known, (returned, batch.rows))
+            return
+        faults = trials.output_faults(self.outputs, found, batch.rows, self.sizing, self.sizing.of(batch.inputs))
+        if faults:
+            raise PackageError(self.place, faults, trials.code_of(found, batch.rows, self.outputs))
 
-        Raises: PackageError, code rows_mixed.
+    def check_rows(self, trial: Trial, results: list[list[torch.Tensor]], where: str = "") -> None:
+        """Rows do not obviously depend on each other, or on what they are filled up with. `where`: the line to name.
+
+        Raises: PackageError, code rows_mixed or padding_matters.
         """
-        trials.check_rows(self.place, self.names, self._run, trial, results, COARSE, lambda: where)
+        trials.check_padding(self.place, self.outputs, self._run, trial, results, COARSE)
+        trials.check_rows(self.place, self.outputs, self._run, trial, results, COARSE, lambda: where)
 
     def _inputs(self, example: Mapping[str, Any] | None) -> Draw:
         """Returns how inputs are drawn: from the author's rows, or at random. Raises: PackageError."""
-        kept = None if example is None else examples.given(self.place, self.specs, example, self.batch_max)
+        kept = None
+        if example is not None:
+            kept = examples.given(self.place, self.specs, example, self.batch_max, self.sizing)
         why: Exception | None = None
-        rows, generator = min(2, self.batch_max), partial(torch.Generator().manual_seed, trials.SEED)
+        rows, generator = min(2, self.batch_max), partial(torch.Generator().manual_seed, batches.SEED)
         for binding in self._ways:
             self.binding = binding
             if kept is None:
-                drawn, why = examples.find(self.specs, self._run, self.batch_max)
+                drawn, why = examples.find(self.specs, self._run, self.batch_max, self.sizing)
                 if drawn is not None:
                     return drawn.draw
             else:
@@ -127,7 +165,9 @@ class Original:
             return example_call(module or self.module, self.binding, inputs)
         except Exception as error:  # the author's code may raise anything
             text = _message_of(error)
-            why = f"forward fails on {counted(rows)}: {text}. It must take any number of rows up to batch_max"
+            of = of_extents(self.sizing, self.sizing.of(inputs))
+            any_of = "any number of rows up to batch_max" + (", of any extents that dims allows" if of else "")
+            why = f"forward fails on {counted(rows)}{of}: {text}. It must take {any_of}"
             raise PackageError(self.place, [why], PackageCode.FORWARD_FAILED) from None
 
     def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

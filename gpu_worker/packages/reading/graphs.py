@@ -1,5 +1,6 @@
 """Checks graphs of packages before anything is built of them: without torch, so that `gearmesh deploy` can, too."""
 
+import re
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +25,7 @@ from gpu_worker.packages.reading.serialized import NESTED_MAX, NODES_MAX, Stored
 
 ARCHIVE = ".pt2"
 SOUND_MAX = 4096
+SYMBOLS = re.compile(r"[A-Za-z_]\w*", re.ASCII)  # within an expression of an extent
 NAMED_MAX = 5  # operations in one sentence
 
 
@@ -142,5 +144,14 @@ def read(graph: Path) -> StoredProgram:
 
 
 def most_rows(program: StoredProgram) -> int | None:
-    """Returns the most rows that the program takes, as far as it says so."""
-    return min((found.max_val for found in program.range_constraints.values() if found.max_val), default=None)
+    """Returns the most rows that the program takes, as far as it says so.
+
+    A program with open dimensions says how great these may be, too: of its last input, the first extent is the batch.
+    """
+    found = program.range_constraints
+    last = program.graph_module.graph.inputs[-1].as_tensor if program.graph_module.graph.inputs else msgspec.UNSET
+    value = program.graph_module.graph.tensor_values.get(last.name) if last is not msgspec.UNSET else None
+    first = value.sizes[0].as_expr if value is not None and value.sizes else msgspec.UNSET
+    if first is not msgspec.UNSET:
+        found = {symbol: span for symbol, span in found.items() if symbol in SYMBOLS.findall(first.expr_str)}
+    return min((span.max_val for span in found.values() if span.max_val), default=None)

@@ -59,7 +59,7 @@ def prepared(
         pages=pages,
         weights_bytes=pages * PAGE_BYTES,
         profile=profile,
-        measure=tuple(measure),
+        measure=tuple((batch, runs, ()) for batch, runs in measure),
         content=content,
     )
 

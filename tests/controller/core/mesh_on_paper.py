@@ -26,7 +26,7 @@ from tests.controller.core.controller_builders import PAGE_BYTES, line, spec
 
 BEGIN_S = 100.0
 BATCH_MAX = 8
-RUNS = ((1, 2), (8, 1))  # of a version without a profile: (batch, measuring runs)
+RUNS = ((1, 2, ()), (8, 1, ()))  # of a version without a profile: (batch, measuring runs, extents)
 WAKES_MAX = 500  # of the controller, in a row, without an event: more is a busy loop
 TURNS_MAX = 20_000  # of everybody: 600 to 3,000 are enough for a story; more is a busy loop, too
 
@@ -138,10 +138,12 @@ class PreparedInTime:
         if self._measured:
             self._report(ref, self._profiles[ref], ())
         else:
-            self._left[ref] = list(RUNS)
+            self._left[ref] = [(batch, runs) for batch, runs, _ in RUNS]
             self._report(ref, None, RUNS)
 
-    def _report(self, ref: str, profile: wire.Profile | None, measure: tuple[tuple[int, int], ...]) -> None:
+    def _report(
+        self, ref: str, profile: wire.Profile | None, measure: tuple[tuple[int, int, tuple[int, ...]], ...]
+    ) -> None:
         pages = self._sizes[ref]
         self._reports[ref] = wire.Prepared(
             ref=ref, ok=True, spec=spec(BATCH_MAX), pages=pages, weights_bytes=pages * PAGE_BYTES, profile=profile,

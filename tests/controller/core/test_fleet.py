@@ -1,5 +1,6 @@
 """Workers that come and go, versions that become ready, and who is told of it."""
 
+import msgspec
 import pytest
 
 from controller.core.orders import ToBroker
@@ -7,7 +8,7 @@ from controller.core.versions.preparation import Terms
 from controller.core.versions.unclaimed import UNCLAIMED_S
 from controller.core.versions.wanted import LET_GO_S
 from mesh import wire
-from mesh.codes import ActionCode, ErrorCode
+from mesh.codes import ActionCode, ErrorCode, PackageCode
 from tests.controller.core.controller_builders import TEN_MS, Shard, hello, prepared, spec, wake_at
 
 
@@ -252,6 +253,47 @@ def test_a_measuring_run_that_failed_is_sent_again_after_a_while() -> None:
     wake_s = shard.scheduler.wake_at()
     assert wake_s is not None
     assert shard.wake(wake_s) == ["w1: infer #3 a:1 x1 measuring"]
+
+
+def open_version(*plan: tuple[int, int, tuple[int, ...]]) -> wire.Prepared:
+    """A version with one open dimension, to be measured so."""
+    dims = (wire.Dim(name="seq", least=1, most=64),)
+    tensor = wire.TensorSpec(name="x", dtype="float32", shape=(-1, -1), dims=("seq",))
+    model = wire.ModelSpec(inputs=(tensor,), outputs=(tensor,), batch_max=8, slo_ms=50.0, dims=dims)
+    return msgspec.structs.replace(prepared("a:1", None), spec=model, measure=plan)
+
+
+def measuring_open(*plan: tuple[int, int, tuple[int, ...]]) -> Shard:
+    """A worker has loaded such a version, and its first run is on its way."""
+    shard = Shard()
+    shard.want(["a:1"])
+    shard.join(hello("w1", pages=8), now=100.0)
+    shard.wake(100.0)
+    shard.report(open_version(*plan))
+    shard.wake(100.0)
+    shard.loaded(1, now=100.01)
+    return shard
+
+
+def test_a_run_that_does_not_fit_ends_measuring_of_larger_ones_and_of_nothing_else() -> None:
+    shard = measuring_open((2, 3, (32,)), (8, 3, (64,)), (4, 1, (16,)))
+    assert shard.result(2, now=100.02, code=ActionCode.NO_MEMORY) == []
+    wake_s = shard.scheduler.wake_at()
+    assert wake_s is not None
+    assert shard.wake(wake_s) == ["w1: infer #3 a:1 x4 measuring"]
+    shard.ran(3, begin_s=wake_s, duration_s=0.01)
+    assert shard.wake(wake_s + 0.01) == []
+    assert shard.report(open_version((1, 1, (8,)))) == []
+    assert shard.wake(wake_s + 1.0) == ["w1: infer #4 a:1 x1 measuring"]
+
+
+def test_a_version_that_does_not_fit_at_all_is_not_served_and_the_worker_s_reason_is_told() -> None:
+    shard = measuring_open((1, 2, (64,)))
+    shard.result(2, now=100.02, code=ActionCode.NO_MEMORY)
+    why = "one row of seq = 64 does not fit"
+    report = wire.Prepared(ref="a:1", ok=False, faults=(why,), code=PackageCode.NO_MEMORY)
+    (said,) = shard.report(report)
+    assert why in said
 
 
 @pytest.mark.parametrize("code", [ActionCode.BAD_OUTPUTS, ActionCode.ROWS_CHANGED, ActionCode.DEVICE_ERROR])

@@ -133,3 +133,18 @@ def test_the_budget_is_kept_and_answers_are_those_that_were_put(budget: int, ste
         else:
             cache.keep_only(["m:1"])
         cache.check()
+
+
+def test_equal_bytes_of_other_shapes_are_another_query() -> None:
+    cache: PredictionCache[str] = PredictionCache(10_000)
+    data = [bytes(12)]
+    keys = {sizes: cache.key("m:1", data, sizes) for sizes in ((1, 12), (2, 6), (6, 2), ())}
+    assert len(set(keys.values())) == 4
+    cache.put(cache.lead(keys[2, 6], "m:1", data, "ann", (2, 6)), [b"out"], ((2, 1),))
+    found = cache.find(keys[2, 6], "m:1", data, (2, 6))
+    assert found is not None
+    assert (found.outputs, found.shapes) == ((b"out",), ((2, 1),))
+    assert cache.find(keys[2, 6], "m:1", data, (6, 2)) is None  # even where the hashes are equal
+    assert cache.flight(keys[2, 6], "m:1", data, (6, 2)) is None
+    assert cache.flight(keys[2, 6], "m:1", data, (2, 6)) is not None
+    cache.check()

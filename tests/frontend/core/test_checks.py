@@ -160,6 +160,9 @@ MISFITS: list[tuple[dict[str, Any], str, str]] = [  # (changes to the tensor, co
     ({"data": bytes(25)}, "bad_data", "data"),
     ({"data": bytes(48)}, "bad_data", "data"),
     ({"data": None}, "bad_data", "data"),
+    ({"data": [0.0] * 6}, "bad_data", "data"),
+    ({"data": ["a"] * 24}, "bad_data", "data"),  # as many items as there would be bytes
+    ({"data": []}, "bad_data", "data"),
     ({"data": ...}, "bad_data", "data"),
 ]
 
@@ -250,7 +253,7 @@ TENSORS = st.builds(
     name=st.sampled_from(["x", "y"]),
     dtype=st.sampled_from(["float32", "int64", "half"]),
     shape=st.lists(st.sampled_from([-1, 0, 1, 2, 3, 16, 17]), max_size=3),
-    data=st.sampled_from([..., None, b"", bytes(8), bytes(16), bytes(24), bytes(48), bytes(384)]),
+    data=st.sampled_from([..., None, [], [1] * 24, b"", bytes(8), bytes(16), bytes(24), bytes(48), bytes(384)]),
 )
 
 

@@ -51,6 +51,40 @@ def expired(table: Any, now: float) -> list[Call]:
     return ended
 
 
+OPEN = wire.ModelSpec(
+    inputs=(wire.TensorSpec(name="x", dtype="uint8", shape=(-1, -1), dims=("n",)),),
+    outputs=(TENSOR,),
+    batch_max=4,
+    slo_ms=50.0,
+    dims=(wire.Dim(name="n", least=1, most=9),),
+)
+
+
+def test_a_part_with_too_many_rows_of_its_extents_is_halved_until_they_fit(table: Any) -> None:
+    call = Call("ann", 1, "m:1", OPEN, 7, 100.0, 101.0, framed=False, extents=(2,))
+    first, second = opened(table, call)
+    assert table.halve(first.number, attempt=-1) == ()  # of an attempt before
+    halves = table.halve(first.number, attempt=0)
+    assert [(part.rows, bytes(part.tensors[0])) for part in halves] == [(2, bytes(range(4))), (2, bytes(range(4, 8)))]
+    assert call.number == first.number  # the log knows it by this
+    assert [part.number for part in call.parts] == [3, 4, second.number]
+    (one, other) = table.halve(4, attempt=-1)
+    assert table.halve(one.number, attempt=-1) == ()  # a single row
+    assert outputs(table, second, b"ee") is None
+    assert outputs(table, other, b"dd") is None
+    assert outputs(table, halves[0], b"aabb") is None
+    completed = outputs(table, one, b"cc")
+    assert completed is not None
+    assert completed.outputs() == [b"aabbccddee"]
+    assert (len(table), table.bytes_held) == (0, 0)
+
+
+def test_parts_of_a_model_without_open_dimensions_are_never_halved(table: Any) -> None:
+    (part,) = opened(table, call_of(rows=4))
+    assert table.halve(part.number, attempt=0) == ()
+    assert table.halve(99, attempt=0) == ()
+
+
 # -- opening ----------------------------------------------------------------------------------------------------------
 
 

@@ -112,9 +112,16 @@ def test_an_extent_beyond_all_memory_is_only_a_wrong_size() -> None:
         from_bytes(memoryview(bytes(4)), "float32", (2**62, 2**62), "inputs[0]")
 
 
-def test_strings_and_unknown_datatypes_are_refused_with_those_that_are_served() -> None:
-    with pytest.raises(HttpRefusal, match=r"'BYTES'.*FP32"):
-        dtype_of("BYTES", "inputs[0].datatype")
+def test_bytes_are_what_the_model_takes_or_strings() -> None:
+    assert [dtype_of("BYTES", "inputs[0].datatype", due) for due in (None, "float32", "string", "bytes")] == [
+        "string", "string", "string", "bytes",
+    ]  # fmt: skip
+    assert dtype_of("FP32", "inputs[0].datatype", "string") == "float32"
+
+
+def test_unknown_datatypes_are_refused_with_those_that_are_served() -> None:
+    with pytest.raises(HttpRefusal, match=r"'STRING'.*FP32.*BYTES"):
+        dtype_of("STRING", "inputs[0].datatype")
     with pytest.raises(HttpRefusal, match=r"'float32'.*FP32"):
         dtype_of("float32", "inputs[0].datatype")
 

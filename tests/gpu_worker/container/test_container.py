@@ -184,13 +184,32 @@ RETURNS = [
     ("dict(y=x)", ROWS),
     ("np.asmatrix(x)", ROWS),
     ("__import__('torch').from_numpy(x.copy()).T.contiguous().T", ROWS),
+    ("__import__('torch').from_numpy(x * 2).requires_grad_()", ROWS * 2),
+    ("__import__('torch').from_numpy(x * 2).bfloat16()", ROWS * 2),
     ("Columns(x)", ROWS),  # as data frames do
+    ("(x + 1,)", ROWS + 1),
+    ("list(x)", ROWS),
+    ("[{'y': row} for row in x]", ROWS),
+    ("(row for row in x)", ROWS),
+    ("map(lambda row: row * 2, x)", ROWS * 2),
+    ("iter([x[:2], x[2:]])", ROWS),  # groups of rows
+    ("iter([x])", ROWS),
+    ("({'y': row} for row in x)", ROWS),
+    ("{'y': (row for row in x)}", ROWS),
+    ("later(x)", ROWS + 1),
+    ("later_each(x)", ROWS + 1),
+    ("Later(x)", ROWS),
 ]
 WRONG = [
     # (what the code does, what the answer names)
     ("None", ("WrongOutput", "None", "y")),
     ("{}", ("WrongOutput", "y")),
-    ("(row for row in x)", ("WrongOutput", "'y'", "generator")),
+    ("iter(range(1 << 60))", ("WrongOutput", "1 rows")),
+    ("(row for row in x[:0])", ("WrongOutput", "'y'", "[0]")),
+    ("iter([x[None]])", ("WrongOutput", "'y'", "[1, 1, 4]")),
+    ("forever()", ("WrongOutput", "1 rows")),
+    ("{'y': later(x)}", ("WrongOutput", "'y'", "coroutine", "await")),
+    ("later(None)", ("TypeError",)),
     ("{'y': None}", ("WrongOutput", "'y'", "NoneType")),
     ("x.astype(object)", ("WrongOutput", "'y'", "object", "float32")),
     ("x + 1j", ("WrongOutput", "'y'", "complex64", "float32")),
@@ -200,7 +219,6 @@ WRONG = [
     ("np.concatenate([x, x])", ("WrongOutput", "'y'", "[2, 4]", 1)),
     ("(x, x)", ("WrongOutput", "'y'", "[2, 1, 4]", 1)),
     ("np.datetime64('2020-01-01') + x.astype('m8[s]')", ("WrongOutput", "'y'", "datetime64[s]", "float32")),
-    ("__import__('torch').ones(1, 4, requires_grad=True) * 2", ("RuntimeError", "numpy()")),
     ("(_ for _ in ()).throw(KeyboardInterrupt)", ("KeyboardInterrupt",)),
     ("sys.exit('bye')", ("SystemExit", "bye")),
     ("[][1]", ("IndexError",)),
@@ -211,9 +229,25 @@ WRONG = [
     ("raise_many('\\udc80')", ("ValueError", "???")),
 ]
 HELPERS = """
+import asyncio
 class Columns:
     def __init__(self, x): self.x = x
     def __array__(self, dtype=None, copy=None): return self.x.astype(dtype or float)
+class Later:
+    def __init__(self, x): self.x = x
+    def __await__(self):
+        yield from asyncio.sleep(0).__await__()
+        return self.x
+async def later(x):
+    await asyncio.sleep(0)
+    return x + 1
+async def later_each(x):
+    for row in x:
+        await asyncio.sleep(0)
+        yield row + 1
+async def forever():
+    while True:
+        yield 1
 class Unspeakable(Exception):
     def __str__(self): raise self
 def endless(x): return endless(x)
@@ -289,6 +323,35 @@ async def test_habits_that_harm_nobody_else_cost_nothing(folder: Path) -> None:
         pid = one.pid
         for habit in range(8):
             np.testing.assert_array_equal(await one.run(chosen(habit)), chosen(habit) + 1)
+        assert one.pid == pid
+
+
+LOOPS = """
+import asyncio
+lock = asyncio.Lock()
+async def later(x):
+    async with lock:
+        return x + 1
+def f(x):
+    habit = int(x[0, 0])
+    if habit == 1:
+        asyncio.get_event_loop().close()
+    if habit == 2:
+        asyncio.get_event_loop().call_soon(asyncio.get_event_loop().stop)
+    if habit == 3:
+        return asyncio.run(later(x))
+    return later(x)
+"""
+
+
+@on_loop
+async def test_code_that_harms_its_event_loop_has_another_for_the_next_batch(folder: Path) -> None:
+    async with rig(folder, LOOPS) as one:
+        pid = one.pid
+        for habit in (0, 1, 0, 3, 0):
+            np.testing.assert_array_equal(await one.run(chosen(habit)), chosen(habit) + 1)
+        await one.run(chosen(2))  # whether it gets that far is asyncio's
+        np.testing.assert_array_equal(await one.run(chosen(0)), chosen(0) + 1)
         assert one.pid == pid
 
 

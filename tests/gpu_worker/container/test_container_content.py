@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from gpu_worker.container.process import ChildProcess
-from gpu_worker.container.specs import ContainerError, ContainerOptions, content_of, model_spec
+from gpu_worker.container.promises import content_of, model_spec
+from gpu_worker.container.specs import ContainerError, ContainerOptions
 from tests.gpu_worker.container.container_builders import X, Y, write
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpu_worker.container import keeper
-from gpu_worker.container.child import PASSING, SourceChanged, may_pass
+from gpu_worker.container.child.faults import PASSING, SourceChanged, may_pass
 from gpu_worker.container.endings import MIB, MemoryLook, how_it_ended, look, resident_bytes
 from gpu_worker.container.keeper import LINE_MAX, PAUSES_S
 from gpu_worker.container.specs import ContainerError

@@ -8,7 +8,7 @@ from mesh import wire
 
 def run_plan(measurement: Measurement, duration_s: float) -> None:
     """All that the plan asks for is run, and takes so long."""
-    for batch, runs in measurement.next_plan():
+    for batch, runs, _ in measurement.next_plan():
         for _ in range(runs):
             measurement.ran(batch, duration_s)
 
@@ -22,7 +22,7 @@ def test_sizes_are_those_of_the_ladder_up_to_the_maximum_and_the_maximum(batch_m
 
 
 def test_first_every_size_is_run_a_few_times_smallest_first() -> None:
-    assert Measurement(4).next_plan() == ((1, FIRST_RUNS), (2, FIRST_RUNS), (3, FIRST_RUNS), (4, FIRST_RUNS))
+    assert Measurement(4).next_plan() == tuple((batch, FIRST_RUNS, ()) for batch in (1, 2, 3, 4))
 
 
 def test_a_plan_is_due_when_it_is_done_and_a_load_was_seen() -> None:
@@ -45,7 +45,7 @@ def test_quick_sizes_are_run_some_more_and_slow_ones_are_not() -> None:
     for _ in range(FIRST_RUNS):
         measurement.ran(1, MORE_BELOW_S * 0.99)
         measurement.ran(2, MORE_BELOW_S)
-    assert measurement.plan() == ((1, MORE_RUNS),)
+    assert measurement.plan() == ((1, MORE_RUNS, ()),)
 
 
 def test_the_first_run_of_a_size_warms_up_and_does_not_count() -> None:

@@ -1,9 +1,9 @@
-"""Figures of one architecture: measured once, given to all."""
+"""SizedFigures of one architecture: measured once, given to all."""
 
-from gpu_worker.core.sharing import Sharing
+from gpu_worker.core.sharing import MeasuredGroup, Sharing
 from mesh import wire
 
-GROUP = ("architecture", "host", 8)
+GROUP = MeasuredGroup("architecture", "host", 8)
 PROFILE = wire.Profile(exec_s={1: 0.001}, load_s=0.01)
 
 
@@ -29,7 +29,11 @@ def test_all_learn_what_was_measured_and_who_comes_later_knows_it_at_once() -> N
 
 def test_other_groups_are_measured_for_themselves() -> None:
     sharing = joined("a:1")
-    for ref, group in (("b:1", ("other", "host", 8)), ("c:1", ("architecture", "disk", 8)), ("d:1", (*GROUP[:2], 4))):
+    for ref, group in (
+        ("b:1", GROUP._replace(architecture="other")),
+        ("c:1", GROUP._replace(load_from="disk")),
+        ("d:1", GROUP._replace(batch_max=4)),
+    ):
         assert sharing.join(ref, group, None) is None
     assert list(sharing.measurements) == ["a:1", "b:1", "c:1", "d:1"]
 

@@ -25,6 +25,8 @@ from tests.gpu_worker.packages import hostile
 from tests.gpu_worker.packages.hostile import Hostile
 from tests.messages import names
 
+TENSOR = wire.TensorSpec(name="x", dtype="float32", shape=(-1, 4))
+SPEC = wire.ModelSpec(inputs=(TENSOR,), outputs=(TENSOR,), batch_max=8, slo_ms=50.0)
 ALLOWED = ("torch.nn",)  # factories
 MEMORY_MAX = 48 << 20  # bytes that Python takes
 SAFE = [case for case in hostile.ALL if case.code is None]
@@ -126,20 +128,20 @@ def test_weights_that_no_arena_holds_are_refused_before_they_are_read(version: P
 @pytest.mark.parametrize("value", ["NaN", "-1.0", "1e300", "null", '"x"', "[" * 50_000])
 def test_durations_that_nobody_can_have_measured_are_measured_again(version: Path, value: str) -> None:
     write_profile(version, "k", wire.Profile(exec_s=dict.fromkeys(Measurement(8).sizes, 0.25), load_s=0.125))
-    assert read_profile(version, "k", 8) is not None
+    assert read_profile(version, "k", SPEC) is not None
     file = profile_file(version, "k")
     good = file.read_text()
     assert "0.125" in good
     file.write_text(good.replace("0.125", value))
-    assert read_profile(version, "k", 8) is None
+    assert read_profile(version, "k", SPEC) is None
     file.write_text(good.replace("0.25", value, 1))
-    assert read_profile(version, "k", 8) is None
+    assert read_profile(version, "k", SPEC) is None
 
 
 def test_a_pipe_among_the_profiles_keeps_nobody_waiting(version: Path, tmp_path: Path) -> None:
     (version / "profiles").mkdir()
     hostile.pipe("profiles/k.json")(version, "")
-    assert read_profile(version, "k", 8) is None
+    assert read_profile(version, "k", SPEC) is None
     deployed(version.parent, tmp_path / "served")
     assert list((tmp_path / "served" / "linear" / "1" / "profiles").iterdir()) == []
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from gpu_worker.packages import examples
+from gpu_worker.packages.batches import ROWS, Draw
 from gpu_worker.packages.comparing import difference, same
-from gpu_worker.packages.trials import ROWS, Draw, Trial, check, check_beside
+from gpu_worker.packages.trials import Trial, check, check_beside
 from mesh import wire
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
@@ -44,7 +45,7 @@ def code_of(function: Function, draw: Draw = floats, batch_max: int = 17) -> str
         one = function(trial.alone[0].inputs[0])
         spec = wire.TensorSpec(name="y", dtype=str(one.dtype).removeprefix("torch."), shape=(-1, *one.shape[1:]))
         results = check("m:1", [spec], run, trial, CLOSE)
-        check_beside("m:1", ["y"], run, trial, results, CLOSE)
+        check_beside("m:1", [spec], run, trial, results, CLOSE)
     except PackageError as error:
         return error.code
     return ""

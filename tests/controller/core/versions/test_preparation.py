@@ -1,5 +1,6 @@
 """Versions on their way to being ready on one device."""
 
+import msgspec
 import pytest
 
 from controller.core.versions.preparation import (
@@ -101,7 +102,7 @@ def test_runs_are_measured_one_at_a_time_smallest_first_as_the_worker_planned() 
     ran = []
     now = 0.0
     while (run := preparation.to_measure(now, IDLE_SINCE)) is not None:
-        ref, batch, _ = run
+        ref, batch, *_ = run
         ran.append((ref, batch))
         preparation.measuring(ref)
         assert preparation.to_measure(now, IDLE_SINCE) is None
@@ -117,7 +118,7 @@ def test_a_plan_that_is_done_waits_for_the_worker_s_next_word() -> None:
     preparation.measured("a:1", 1, 0.01, now=0.0)
     assert preparation.to_measure(9.0, IDLE_SINCE) is None
     preparation.reported(prepared("a:1", None, measure=((1, 16),)))
-    assert preparation.to_measure(9.0, IDLE_SINCE) == ("a:1", 1, pytest.approx(0.01))
+    assert preparation.to_measure(9.0, IDLE_SINCE) == ("a:1", 1, pytest.approx(0.01), ())
     preparation.reported(prepared("a:1", TEN_MS))
     preparation.check()
     assert preparation.to_measure(9.0, IDLE_SINCE) is None
@@ -126,13 +127,13 @@ def test_a_plan_that_is_done_waits_for_the_worker_s_next_word() -> None:
 
 def test_the_expected_duration_of_a_run_follows_from_the_one_before() -> None:
     preparation = measuring((1, 1), (4, 1), (2, 1))
-    assert preparation.to_measure(0.0, IDLE_SINCE) == ("a:1", 1, FIRST_GUESS_S)
+    assert preparation.to_measure(0.0, IDLE_SINCE) == ("a:1", 1, FIRST_GUESS_S, ())
     preparation.measuring("a:1")
     preparation.measured("a:1", 1, 0.01, now=0.0)
-    assert preparation.to_measure(9.0, IDLE_SINCE) == ("a:1", 4, pytest.approx(0.04))
+    assert preparation.to_measure(9.0, IDLE_SINCE) == ("a:1", 4, pytest.approx(0.04), ())
     preparation.measuring("a:1")
     preparation.measured("a:1", 4, 0.02, now=9.0)
-    assert preparation.to_measure(19.0, IDLE_SINCE) == ("a:1", 2, pytest.approx(0.02))
+    assert preparation.to_measure(19.0, IDLE_SINCE) == ("a:1", 2, pytest.approx(0.02), ())
 
 
 def test_a_device_with_other_work_measures_for_a_tenth_of_its_time_at_most() -> None:
@@ -160,7 +161,7 @@ def test_a_run_that_failed_is_tried_again_after_a_while_though_the_device_is_idl
     preparation.measured("a:1", 1, None, now=10.0)
     preparation.check()
     assert preparation.to_measure(10.0 + RETRY_S - 1e-6, IDLE_SINCE) is None
-    assert preparation.to_measure(10.0 + RETRY_S, IDLE_SINCE) == ("a:1", 1, FIRST_GUESS_S)
+    assert preparation.to_measure(10.0 + RETRY_S, IDLE_SINCE) == ("a:1", 1, FIRST_GUESS_S, ())
 
 
 def test_a_run_of_a_version_that_was_let_go_meanwhile_is_not_counted() -> None:
@@ -176,7 +177,7 @@ def test_a_run_of_a_size_that_is_not_next_is_not_taken_off_the_plan() -> None:
     preparation = measuring((2, 1))
     preparation.measuring("a:1")
     preparation.measured("a:1", 1, 0.01, now=0.0)
-    assert preparation.to_measure(9.0, IDLE_SINCE) == ("a:1", 2, pytest.approx(0.02))
+    assert preparation.to_measure(9.0, IDLE_SINCE) == ("a:1", 2, pytest.approx(0.02), ())
 
 
 def test_the_next_version_is_measured_while_the_first_has_a_run_on_its_way() -> None:
@@ -187,3 +188,70 @@ def test_the_next_version_is_measured_while_the_first_has_a_run_on_its_way() -> 
     run = preparation.to_measure(0.0, IDLE_SINCE)
     assert run is not None
     assert run[0] == "b:1"
+
+
+def measuring_open(*plan: tuple[int, int, tuple[int, ...]]) -> Preparation:
+    """One version with open dimensions, prepared, with these (batch, runs, extents) to be measured."""
+    preparation = wanting("a:1")
+    preparation.to_prepare()
+    preparation.reported(msgspec.structs.replace(prepared("a:1", None), measure=plan))
+    return preparation
+
+
+def test_runs_of_extents_are_measured_as_the_worker_planned() -> None:
+    preparation = measuring_open((1, 2, (8,)), (1, 1, (16,)))
+    ran, now = [], 0.0
+    while (run := preparation.to_measure(now, IDLE_SINCE)) is not None:
+        ran.append((run.batch, run.extents))
+        preparation.measuring("a:1")
+        preparation.measured("a:1", run.batch, 0.01, now, run.extents)
+        preparation.check()
+        now += 1.0
+    assert ran == [(1, (8,)), (1, (8,)), (1, (16,))]
+
+
+def test_a_run_of_other_extents_than_are_next_is_not_taken_off_the_plan() -> None:
+    preparation = measuring_open((1, 1, (8,)))
+    preparation.measuring("a:1")
+    preparation.measured("a:1", 1, 0.01, 0.0, (16,))
+    run = preparation.to_measure(9.0, IDLE_SINCE)
+    assert run is not None
+    assert (run.batch, run.extents) == (1, (8,))
+
+
+def test_the_duration_of_a_run_of_extents_is_expected_between_those_of_fewer_and_of_more_elements() -> None:
+    preparation = measuring_open((1, 1, (8,)), (1, 1, (32,)), (2, 1, (8,)), (4, 1, (16,)), (1, 1, (4,)))
+    expected = []
+    for duration_s in (0.010, 0.022, 0.1, 0.5, 0.0):
+        run = preparation.to_measure(9.0, IDLE_SINCE)
+        assert run is not None
+        expected.append(run.expected_s)
+        preparation.measuring("a:1")
+        preparation.measured("a:1", run.batch, duration_s, -9.0, run.extents)
+    # 8 elements, 32, then 16 between them, 64 beyond the most, 4 below the least
+    assert expected == pytest.approx([FIRST_GUESS_S, 0.010 * 4, 0.010 + 0.012 / 3, 0.022 * 2, 0.010])
+
+
+def test_after_a_run_that_did_not_fit_neither_it_nor_larger_ones_are_sent() -> None:
+    preparation = measuring_open((4, 2, (16,)), (2, 1, (32,)), (8, 1, (16,)), (4, 1, (32,)))
+    preparation.measuring("a:1")
+    preparation.did_not_fit("a:1", 4, (16,), now=0.0)
+    preparation.check()
+    run = preparation.to_measure(RETRY_S, IDLE_SINCE)
+    assert run is not None
+    assert (run.batch, run.extents) == (2, (32,))
+    preparation.measuring("a:1")
+    preparation.measured("a:1", 2, 0.01, 1.0, (32,))
+    assert preparation.to_measure(9.0, IDLE_SINCE) is None
+    assert preparation.again_at() < 9.0, "a worker that does not say more is asked again"
+
+
+def test_the_last_run_that_does_not_fit_ends_the_plan() -> None:
+    preparation = measuring_open((4, 2, (16,)))
+    preparation.measuring("a:1")
+    preparation.did_not_fit("a:1", 4, (16,), now=1.0)
+    assert preparation.to_measure(9.0, IDLE_SINCE) is None
+    assert 1.0 < preparation.again_at() < 9.0
+    preparation.want([])
+    preparation.did_not_fit("a:1", 4, (16,), now=1.0)
+    preparation.check()

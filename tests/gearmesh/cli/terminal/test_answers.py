@@ -1,8 +1,10 @@
 """Rows of an answer as printed text."""
 
 import numpy as np
+from rich.table import Table
 
-from gearmesh.cli.terminal.answers import row_text
+from frontend.client.client import Prediction
+from gearmesh.cli.terminal.answers import answer_shown, in_json, row_text
 
 
 def test_a_row_of_scores_shows_the_best_by_name() -> None:
@@ -16,3 +18,20 @@ def test_a_row_of_one_value_shows_it_and_the_class_that_it_names() -> None:
     assert row_text(np.array([-1]), ["cat", "dog"]) == "-1"
     assert row_text(np.array([1.25]), ["cat", "dog"]) == "1.25"
     assert row_text(np.array([True]), []) == "True"
+
+
+def test_a_row_of_strings_shows_the_first_as_they_are() -> None:
+    assert row_text(np.array(["cat"], object), ["dog"]) == "cat"
+    assert row_text(np.array([b"\xff", "b", "c", "d", "e", "f", "g"], object), []) == "b'\\xff', b, c, d, e and 2 more"
+
+
+def test_an_answer_without_any_element_is_shown() -> None:
+    outputs = {"boxes": np.empty((0, 4), np.float32)}
+    nothing = Prediction(outputs, "m", "1", 1.0, 1.0, 1, "cpu:0", {"status": "ok"})
+    table, *_ = answer_shown(nothing, [])
+    assert isinstance(table, Table)
+    assert table.row_count == 0
+
+
+def test_json_has_text_for_bytes_that_are_text_and_base64_for_others() -> None:
+    assert in_json([[b"a", "b"], [b"\xff\x00", 1.5]]) == [["a", "b"], [{"base64": "/wA="}, 1.5]]

@@ -160,3 +160,28 @@ def test_a_file_that_only_looks_like_an_image_is_refused(tmp_path: Path) -> None
     (tmp_path / "x.png").write_bytes(b"not a picture")
     with pytest.raises(InputError, match=r"x\.png"):
         read_input(str(tmp_path / "x.png"), DIGITS)
+
+
+TEXT = model(("text", "string", [-1]))
+
+
+@pytest.mark.parametrize("source", ['["good", "a\\u0000"]', '{"text": ["good", "a\\u0000"]}'])
+def test_json_strings_are_an_array_of_objects(source: str) -> None:
+    found = read_input(source, TEXT)
+    array = found["text"] if isinstance(found, dict) else found
+    assert array.dtype == object
+    assert array.tolist() == ["good", "a\0"]
+
+
+@pytest.mark.parametrize("source", ["[1, 2]", '["a", null]', '[["a"], "b"]'])
+def test_what_is_no_list_of_strings_is_refused(source: str) -> None:
+    with pytest.raises(InputError, match="strings"):
+        read_input(source, TEXT)
+
+
+def test_an_image_keeps_its_size_where_the_models_is_open(tmp_path: Path) -> None:
+    Image.new("RGB", (31, 17)).save(tmp_path / "x.png")
+    for shape, size in (([-1, 3, -1, -1], (17, 31)), ([-1, 3, 8, -1], (8, 31))):
+        found = read_input(str(tmp_path / "x.png"), model(("image", "float32", shape)))
+        assert isinstance(found, np.ndarray)
+        assert found.shape == (1, 3, *size)

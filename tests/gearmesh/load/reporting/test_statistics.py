@@ -213,3 +213,23 @@ def test_a_file_that_cannot_be_written_costs_a_file_and_not_the_report(tmp_path,
     with pytest.raises(LoadError, match=r"gone/r\.json"):
         ReportFiles(tmp_path / "gone" / "r.json", None, progress=False).write(LoadTestPlan("load", (run.phase,)), [run])
     assert "100.00%" in capsys.readouterr().out
+
+
+def test_requests_are_told_apart_by_quartile_of_their_sizes():
+    recorder = Recorder()
+    for size in (8, 16, 32, 64, 8, 16, 32, 64):
+        row = recorder.sent(1.0, 1.0, 0.05, 0, 0, size)
+        recorder.answered(row, 1.2 if size == 64 else 1.01, "ok")
+    found = reported(recorder.records()).by_size
+    assert [(one.least, one.most, one.n, one.attainment) for one in found] == [
+        (8, 8, 2, 1.0), (16, 16, 2, 1.0), (32, 32, 2, 1.0), (64, 64, 2, 0.0),
+    ]  # fmt: skip
+    assert sum(one.goodput_per_s for one in found) == pytest.approx(0.6)
+
+
+def test_requests_of_one_size_are_never_parted_and_those_of_none_are_left_out():
+    recorder = Recorder()
+    for size in (0, 7, 7, 7, 9):
+        recorder.sent(1.0, 1.0, 0.05, 0, 0, size)
+    assert [(one.least, one.most, one.n) for one in reported(recorder.records()).by_size] == [(7, 7, 3), (9, 9, 1)]
+    assert reported(recorded([(1.0, 1.0, 1.01, 0.05, "ok")])).by_size == []

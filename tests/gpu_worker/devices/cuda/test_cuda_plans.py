@@ -8,17 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpu_worker.core.layouts import ALIGNMENT
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.cuda.plans import (
-    ALIGNMENT,
     MIB,
     RESERVE_BYTES,
     ExecutionBuffer,
     StreamForecast,
-    ladder,
     lay_out,
     make_room,
-    padded,
 )
 from gpu_worker.devices.cuda.transfer.copies import BUFFERS, CopyQueue, Piece, Transfer, pieces
 from mesh import wire
@@ -26,26 +24,7 @@ from tests.messages import names
 
 GIB = 1 << 30
 
-# -- sizes ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("batch_max", "sizes"),
-    [(1, (1,)), (2, (1, 2)), (5, (1, 2, 3, 4, 5)), (8, (1, 2, 3, 4, 6, 8)), (13, (1, 2, 3, 4, 6, 8, 12, 13))],
-)  # fmt: skip
-def test_the_ladder_ends_with_the_largest_batch(batch_max: int, sizes: tuple[int, ...]) -> None:
-    assert ladder(batch_max) == sizes
-
-
-def test_a_batch_is_padded_to_the_next_size() -> None:
-    assert [padded(batch, (1, 2, 4, 7)) for batch in range(1, 8)] == [1, 2, 4, 4, 7, 7, 7]
-
-
-@pytest.mark.parametrize("batch", [0, -1, 8])
-def test_a_batch_that_no_size_holds_is_refused(batch: int) -> None:
-    with pytest.raises(ValueError, match=rf" {batch} .*1, 2, 4, 7"):
-        padded(batch, (1, 2, 4, 7))
-
+# -- inputs and outputs ----------------------------------------------------------------------------------------------
 
 SPEC = wire.ModelSpec(
     inputs=(
