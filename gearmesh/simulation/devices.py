@@ -7,6 +7,7 @@ import numpy as np
 
 from gearmesh.simulation.scenario import Scenario, SimModel
 from gpu_worker.core.emulation import fits
+from gpu_worker.core.fitting import servable
 from gpu_worker.core.jobs import Job, Phase, Servable
 from gpu_worker.core.pump import Pump
 from mesh import wire
@@ -23,7 +24,9 @@ class AllPrepared:
         """The lanes of the worker, which starts or starts again, know all versions."""
         for report in self._reports:
             assert report.spec is not None
-            pump.lanes.prepared(report.ref, Servable(report.pages, report.spec.batch_max, None, ()))
+            alike = Servable(report.pages, report.spec.batch_max, None, ())  # nobody looks at their outputs
+            sized = servable(report.spec, report.pages, None, report.profile)
+            pump.lanes.prepared(report.ref, sized if report.spec.dims else alike)
 
     def reports(self) -> tuple[wire.Prepared, ...]:
         """The reports of all versions, as in the worker's hello."""

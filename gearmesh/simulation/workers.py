@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Protocol, assert_never
 
 from gearmesh.simulation.timeline import VirtualTime
+from gpu_worker.core.cutting import hollow
 from gpu_worker.core.emulation import Emulator
 from gpu_worker.core.jobs import Done, Job, Phase, Report
 from gpu_worker.core.lanes import Lanes
@@ -179,6 +180,8 @@ class SimWorker:
             action = job.action
             assert action.earliest_s <= now <= action.latest_s, f"{phase} of {action} was started at {now}"
         done = self._emulator.begin(phase, job, now)
+        if phase is Phase.OUTPUT and job.spec is not None and isinstance(job.action, wire.Infer):
+            job.outputs, job.output_shapes = hollow(job.spec, job.action.batch, job.action.extents)
         if self._checked and done is None:
             if phase is Phase.EXEC:
                 self._check_weights(job)
