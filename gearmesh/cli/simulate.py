@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 RESULT = (
     "policy", "seed", "offered", "attainment", "goodput_rps", "p99_ms", "rejected", "cold_starts", "device_utilisation",
 )  # fmt: skip
+SIZED = ("by size %", "longest %", "padding %")  # quartiles, the longest 5 %; columns if dimensions are open
 app = typer.Typer(add_completion=False)
 STDOUT = Path("-")  # in place of a file
 out = console()
@@ -147,6 +148,7 @@ def _table(title: str, results: list[dict[str, Any]], bounds: list[dict[str, Any
     """One row per policy: means over its seeds, and the spread of the main figures."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("policy", no_wrap=True)
+    sized = any("padding" in record for record in results)
     columns = (
         "in time %",
         "good/s",
@@ -156,6 +158,7 @@ def _table(title: str, results: list[dict[str, Any]], bounds: list[dict[str, Any
         "busy %",
         "batch",
         *(("of bound",) if bounds else ()),
+        *(SIZED if sized else ()),
     )
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
@@ -175,6 +178,7 @@ def _table(title: str, results: list[dict[str, Any]], bounds: list[dict[str, Any
             f"{(mean['device_utilisation'] or 0.0) * 100:.1f}",
             f"{mean['mean_batch']:.1f}",
             *([f"{attained / most:.3f}" if most else "-"] if bounds else []),
+            *(_by_size(mean) if sized else []),
         )
     if most is not None:
         table.add_row("bound", f"{most * 100:.2f}", style="dim")
@@ -183,6 +187,13 @@ def _table(title: str, results: list[dict[str, Any]], bounds: list[dict[str, Any
     table.caption = f"{round(statistics.mean(offered)):,} requests" + (f", {seeds} seeds" if seeds > 1 else "")
     table.caption_justify = "left"
     return table
+
+
+def _by_size(mean: dict[str, float | None]) -> list[str]:
+    """The cells of SIZED."""
+    shares = [mean[key] for key in ("q1", "q2", "q3", "q4", "longest", "padding")]
+    told = ["-" if share is None else f"{share * 100:.0f}" for share in shares]
+    return ["/".join(told[:4]), *told[4:]]
 
 
 def _mean(values: list[Any]) -> float | None:

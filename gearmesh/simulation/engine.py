@@ -1,7 +1,7 @@
 """Runs a scenario on the virtual mesh: a trace of requests, and faults. Pure."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,10 +75,11 @@ class _Run:
         )
         self.devices = [Durations(scenario, self.rng) for _ in range(scenario.devices.count)]
         reports = [prepared(model, scenario) for model in scenario.models]
+        exact = not any(model.open is not None and model.open.padded for model in scenario.models)
         for index, device in enumerate(self.devices):
             name, pages = f"worker-{index:04}", scenario.devices.pages
             versions, timeline = AllPrepared(reports), self.mesh.timeline
-            worker = SimWorker(name, timeline, pages, versions, device.duration_s, checked=given.check)
+            worker = SimWorker(name, timeline, pages, versions, device.duration_s, checked=given.check, any_batch=exact)
             self.mesh.add(worker)
         self.workers = list(self.mesh.workers.values())
 
@@ -99,7 +100,7 @@ class _Run:
             timeline.at(fault.at_s, lambda fault=fault: self._fault(fault))  # type: ignore[misc]
         trace = self.given.trace
         times = trace.time_s.tolist()
-        columns = [column.tolist() for column in (trace.model, trace.slo_s, trace.weight, trace.rows)]
+        columns = [column.tolist() for column in (trace.model, trace.slo_s, trace.weight, trace.rows, trace.extents)]
         position = 0
         while position < len(times) or timeline.next_s() < math.inf:
             arrival_s = times[position] if position < len(times) else math.inf
@@ -116,7 +117,8 @@ class _Run:
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
-    def _arrive(self, model: int, slo_s: float, weight: float, rows: int) -> None:
+    def _arrive(self, model: int, slo_s: float, weight: float, rows: int, given: Sequence[int]) -> None:
+        """A request arrives. `given`: its extents, 0 in dimensions that its model does not have."""
         outcome, now = self.outcome, self.mesh.timeline.now
         i = len(outcome.status)
         ref = self.refs[model]
@@ -129,7 +131,9 @@ class _Run:
         outcome.heard.append(0)
         outcome.model.append(model)
         outcome.cold.append(known is None or not known.hosts)
-        message = wire.Submit(request=i, attempt=0, ref=ref, rows=rows, budget_s=slo_s, weight=weight)
+        extents = tuple(extent for extent in given if extent)
+        outcome.extents.append(extents)
+        message = wire.Submit(request=i, attempt=0, ref=ref, rows=rows, budget_s=slo_s, weight=weight, extents=extents)
         self.asked.append(message)
         self._send(message)
         self.mesh.timeline.at(now + slo_s + 1e-6, lambda: self._deadline(i))
@@ -163,12 +167,18 @@ class _Run:
 
     def _ask_again(self, i: int) -> None:
         """In a closed loop, the client of request i, which was answered, sends another one just like it."""
-        first = self.asked[i]
-        self._arrive(self.outcome.model[i], self.outcome.slo_s[i], first.weight, first.rows)
+        first, model = self.asked[i], self.outcome.model[i]
+        extents, opened = first.extents, self.scenario.models[model].open
+        if opened is not None and opened.sizes is not None:  # it is as long as the client's next request happens to be
+            extents = tuple(opened.sizes.draw(1, opened.dims, self.rng)[0].tolist())
+        self._arrive(model, self.outcome.slo_s[i], first.weight, first.rows, extents)
 
     def answered(self, action: wire.Infer) -> None:
         """Each request in the batch has its outcome: outputs have arrived."""
         rows = sum(part.rows for part in action.parts)  # without padding
+        if action.extents:
+            self.outcome.computed += action.batch * math.prod(action.extents)
+            self.outcome.asked += sum(part.rows * math.prod(part.extents) for part in action.parts)
         for part in action.parts:
             self.outcome.heard[part.request] += 1
             self._answer(part.request, OK, rows)

@@ -113,6 +113,13 @@ class TomlTable:
         self.fault(name, f"must be a whole number from {low} to {high}")
         return default if default is not None else low
 
+    def flag(self, name: str) -> bool:
+        """True or false; false if it is not given."""
+        value = self.given.get(name, False)
+        if self.has(name) and not isinstance(value, bool):
+            self.fault(name, "must be true or false")
+        return value is True
+
     def choice(self, name: str, default: str | None, allowed: Sequence[str]) -> str:
         """One of the allowed words."""
         if not self.has(name) and default is not None:

@@ -5,6 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gearmesh.simulation.arrivals.sizes import SizeLaw
+from gpu_worker.core.emulation import ModelTimes, exec_s
+from gpu_worker.core.sized_times import rounded
+from mesh import wire
+from mesh.sizes import Extents
+
 
 @dataclass(frozen=True, slots=True)
 class SimModel:
@@ -13,11 +19,38 @@ class SimModel:
     name: str
     weights_bytes: int
     batch_max: int
-    exec_s: tuple[float, ...]  # seconds by batch, 0..batch_max; exec_s[0] == 0.0
+    exec_s: tuple[float, ...]  # seconds by batch, 0..batch_max, at the greatest extents; exec_s[0] == 0.0
     slo_ms: tuple[float, ...] = ()  # replaces the load's
     weight: float = 1.0  # value of one answer in time
     group: int = 0  # index of its [[models]] table
     rate_share: float | None = None  # share of load.rate_rps for the whole group
+    open: "OpenTimes | None" = None  # its open dimensions; None: it has none
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTimes:
+    """The open dimensions of a model, which sizes its requests have, and how long its batches take."""
+
+    dims: tuple[wire.Dim, ...]
+    times: ModelTimes
+    edges: tuple[tuple[int, ...], ...]  # at which it was measured, by dimension; the last is the greatest extent
+    cells: tuple[wire.SizeTimes, ...]  # what was measured there
+    padded: bool  # EXEC computes these edges only; False: any extents, as always if `exact`
+    sizes: SizeLaw | None = None  # of its requests; None: the log says it
+    exact: bool = False  # only requests of equal extents share a batch
+
+    @property
+    def most(self) -> Extents:
+        """The greatest extents."""
+        return tuple(dim.most for dim in self.dims)
+
+    def computed(self, extents: Extents) -> Extents:
+        """The least extents that EXEC can compute for requests of these."""
+        return rounded(self.edges, extents) if self.padded else extents
+
+    def exec_s(self, batch: int, extents: Extents) -> float:
+        """Seconds that EXEC of so many rows takes, computed with these extents; it never falls in an extent."""
+        return exec_s(self.times, batch, extents)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,30 +5,27 @@ worker writes beside a model version once it has measured it.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from gearmesh.simulation.fields import TomlTable, is_number, shown
-from gpu_worker.core.emulation import LINE, DeviceProfile, ModelTimes, ProfileError, exec_s, parse_profile
+from gpu_worker.core.emulation import (
+    LINE,
+    DeviceProfile,
+    ModelTimes,
+    ProfileError,
+    SizeTable,
+    parse_profile,
+    times_fault,
+)
 from gpu_worker.profiling import ProfileFile
 
 FOLDER = Path(__file__).parent / "profiles"
 BATCH_LIMIT = 1024
 BATCH_MAX = 32  # if a line is given without `batch_max`
 STRETCH = 2  # a table is extrapolated from its last two sizes up to this multiple of its largest
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """One kind of model: its copies differ only in name."""
-
-    name: str
-    weights_bytes: int
-    batch_max: int
-    exec_s: tuple[float, ...]  # seconds by batch, 0..batch_max; exec_s[0] == 0.0
 
 
 def built_in() -> list[str]:
@@ -64,9 +61,9 @@ def _parse(text: str, file: Path) -> DeviceProfile:
     else:
         profile = parse_profile(text, place)
     for name, times in profile.models.items():
-        fault = batches_fault(times.exec_ms)
+        fault = durations_fault(times)
         if fault:
-            raise ProfileError(f"{place}: models.{name}.exec_ms: {fault}")
+            raise ProfileError(f"{place}: models.{name}.{fault}")
     if not profile.models:
         raise ProfileError(f"{place}: models: give at least one model")
     return profile
@@ -80,9 +77,29 @@ def _measured(text: str, file: Path) -> DeviceProfile:
         raise ProfileError(f"{file.name}: no profile as a worker writes it: {error}") from error
     names = [part for part in file.resolve().parts if part]
     name = names[-4] if len(names) >= 4 and file.parent.name == "profiles" else file.stem  # REPOSITORY/NAME/1/profiles/
-    exec_ms = {str(batch): seconds * 1e3 for batch, seconds in found.profile.exec_s.items()}
-    model = ModelTimes(exec_ms=exec_ms, batch_max=min(max(found.profile.exec_s, default=1), BATCH_LIMIT))
+    batch_max = min(max(found.profile.exec_s, default=1), BATCH_LIMIT)
+    if found.profile.sizes:
+        tables = tuple(SizeTable(cell.extents, _milliseconds(cell.exec_s)) for cell in found.profile.sizes)
+        batch_max = min(max(max(cell.exec_s) for cell in found.profile.sizes), BATCH_LIMIT)
+        return DeviceProfile(name=found.kind, models={name: ModelTimes(sizes=tables, batch_max=batch_max)})
+    model = ModelTimes(exec_ms=_milliseconds(found.profile.exec_s), batch_max=batch_max)
     return DeviceProfile(name=found.kind, models={name: model})
+
+
+def _milliseconds(exec_s: dict[int, float]) -> dict[str, float]:
+    return {str(batch): seconds * 1e3 for batch, seconds in exec_s.items()}
+
+
+def durations_fault(times: ModelTimes) -> str | None:
+    """What is wrong with the durations of a model, beginning with the key; None if nothing."""
+    if not times.sizes and "element" not in times.exec_ms:
+        fault = batches_fault(times.exec_ms)
+        return f"exec_ms: {fault}" if fault else None
+    for table in times.sizes:
+        fault = batches_fault(table.exec_ms)
+        if fault:
+            return f"sizes.exec_ms of {list(table.extents)}: {fault}"
+    return times_fault(times) or None
 
 
 def batches_fault(exec_ms: dict[str, Any]) -> str | None:
@@ -105,15 +122,3 @@ def batches_fault(exec_ms: dict[str, Any]) -> str | None:
     if "1" not in exec_ms:
         return f"must give batch 1, and any others from 2 to {BATCH_LIMIT}; got {shown(sorted(exec_ms))}"
     return None
-
-
-def architecture(table: TomlTable, name: str, times: ModelTimes, weights_mb: float) -> Architecture:
-    """The kind of model; `table.batch_max` replaces its own. `weights_mb` is used if `times` has none."""
-    sizes = [] if times.exec_ms.keys() == LINE else [int(size) for size in times.exec_ms]
-    limit = min(BATCH_LIMIT, STRETCH * max(sizes)) if sizes else BATCH_LIMIT
-    batch_max = table.whole("batch_max", min(times.batch_max, limit), 1, limit)
-    durations = (0.0, *(exec_s(times, batch) for batch in range(1, batch_max + 1)))
-    if min(durations[1:]) <= 0:
-        table.fault("batch_max", f"the durations of {name} fall to 0 or below before it; give more sizes")
-    weights_bytes = round((times.weights_mb or weights_mb) * 1e6)
-    return Architecture(name, weights_bytes, batch_max, durations)

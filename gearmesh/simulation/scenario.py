@@ -2,12 +2,17 @@
 
     [devices]                       count = 1, memory_mb = 65536, load_gb_per_s = 12.3
     count = 4                       load_fixed_ms = 0, page_mb = 1             (defaults; a profile has its own)
+    edges = 8                       to which inputs are padded, in each open dimension; if not given to none
 
     [models]                        or several [[models]], which are groups
     count = 32                      1; with a profile, the total, cycling through its models (default: one of each)
     weights_mb = 51                 100
     batch_max = 32                  32; with a table the largest size given
     exec_ms = {intercept = 0.8, slope = 0.11}     or {1 = 0.9, 2 = 1.0, 4 = 1.3}
+    dims = {seq = [1, 512]}         open dimensions, one or two; durations may then go by size:
+    exec_ms = {intercept = 0.9, element = 0.0005, square = 2e-7, free = 600, least = 0}   see sized_times.py
+    tables = [{extents = [64], exec_ms = {1 = 0.9, 8 = 1.2}}, ...]          instead of exec_ms; a whole grid
+    elements_max, sizes, exact      rows x extents that memory holds; in place of the load's; true: nothing is padded
     profile = "paper"               instead of exec_ms: "paper", "h100" or a file; see profiles.py
     use = ["resnet50_v2"]           with a profile: only these of its models
     name, slo_ms, weight = 1        of the group's models; their slo_ms replaces the load's; value of one answer
@@ -19,6 +24,7 @@
     cv = 1, zipf = 0                coefficient of variation of the gaps (gamma); popularity exponent
     slo_ms = 100                    or a list: each request draws one of them (slo_draw = "choice", uniform), or one
     seconds = 10                    between the least and the greatest (slo_draw = "log_uniform")
+    sizes = {kind = "uniform"}      of requests of models with open dimensions; see laws.py
 
     [noise], [faults] or [[faults]] see parts.py; none by default
     [policy]                        name = "atc", or a list of names: run unless --policy names others
@@ -28,18 +34,18 @@ MB are 10^6 bytes, GB 10^9. Pages round weights up; with the default page of 1 M
 """
 
 import math
-import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from controller.core.policies.registry import POLICIES
 from gearmesh.simulation.fields import NOT_NEGATIVE, POSITIVE, SHARE, Range, ScenarioError, TomlTable
+from gearmesh.simulation.groups import add_group
+from gearmesh.simulation.laws import read_law
 from gearmesh.simulation.parts import Devices, InjectedFault, Noise, Scenario, SimModel, Workload
-from gearmesh.simulation.profiles import BATCH_MAX, Architecture, architecture, batches_fault, read_profile
-from gpu_worker.core.emulation import DeviceProfile, ModelTimes
+from gpu_worker.core.emulation import DeviceProfile
 
 __all__ = [
     "Devices",
@@ -63,7 +69,7 @@ FAULTS = {
     "restart": "the controller is gone with all that it knows; another one takes over after `seconds`",
 }
 REQUESTS_MAX = 20_000_000
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,56}")  # as in the mesh, but shorter by a copy's number
+EDGES_MAX = 64  # in each dimension; two have at most 4096 cells
 
 
 def read_scenario(path: Path) -> Scenario:
@@ -90,10 +96,14 @@ def parse_scenario(mapping: Mapping[str, Any], name: str, folder: Path) -> Scena
         top.fault("models", "must be a table [models], or tables [[models]]")
     models: list[SimModel] = []
     profile: DeviceProfile | None = None
+    device, loaded = top.table("devices"), top.table("load")
+    edges = device.whole("edges", None, 1, EDGES_MAX) if device.has("edges") else None
+    sizes = read_law(loaded.table("sizes"), folder) if loaded.has("sizes") else None
     for index, table in enumerate(groups):
-        profile = _add_group(models, table, index, folder) or profile
-    devices = _devices(top.table("devices"), profile)
-    load = _load(top.table("load"), folder)
+        profile = add_group(models, table, index, folder, edges, sizes) or profile
+    devices = _devices(device, profile)
+    load = _load(loaded, folder)
+    _check_sizes(models, load, loaded)
     noise = _noise(top.table("noise"))
     broken = tuple(_fault(table, devices.count) for table in top.tables("faults"))
     policies, parameters = _policies(top.table("policy"))
@@ -101,7 +111,20 @@ def parse_scenario(mapping: Mapping[str, Any], name: str, folder: Path) -> Scena
     _check_whole(models, devices, faults)
     if faults:
         raise ScenarioError(name, faults)
-    return Scenario(name, devices, tuple(models), load, noise, broken, policies, _notes(mapping, load), parameters)
+    return Scenario(
+        name, devices, tuple(models), load, noise, broken, policies, _notes(mapping, load, models), parameters
+    )
+
+
+def _check_sizes(models: list[SimModel], load: Workload, table: TomlTable) -> None:
+    """Checks that requests of models with open dimensions have sizes, which lines of a log may have themselves."""
+    opened = [model for model in models if model.open is not None]
+    nameless = next((model.name for model in opened if model.open is not None and model.open.sizes is None), None)
+    if nameless is not None and load.kind != "log" and "sizes" not in table.given:
+        wanted = 'say how long requests are, as {kind = "uniform"}'
+        table.faults.append(f"load.sizes: {nameless} has open dimensions: {wanted}; it is missing")
+    if not opened and "sizes" in table.given and models:
+        table.fault("sizes", "only models with open dimensions have sizes; give dims in [models]")
 
 
 def _check_whole(models: list[SimModel], devices: Devices, faults: list[str]) -> None:
@@ -121,59 +144,6 @@ def _check_whole(models: list[SimModel], devices: Devices, faults: list[str]) ->
     if total > 1 + 1e-9 or (shares and len(shares) == groups and total < 1 - 1e-9):
         wanted = "add up to 1" if len(shares) == groups else "not exceed 1 together"
         faults.append(f"models.rate_share: the groups' shares must {wanted}; they are {total:g}")
-
-
-def _add_group(models: list[SimModel], table: TomlTable, index: int, folder: Path) -> DeviceProfile | None:
-    """Adds the models of one [models] table. Returns the profile it names, if any."""
-    profile, kinds = _architectures(table, folder)
-    name = table.text("name", "")
-    if name and not NAME.fullmatch(name):
-        table.fault("name", "must be letters, digits, _, . and -, at most 57 of them")
-    count = table.whole("count", max(1, len(kinds)), 1, 100_000)
-    share = table.number("rate_share", None, Range(high=1.0, above=True)) if table.has("rate_share") else None
-    slo_ms, weight = table.numbers("slo_ms", ()), table.number("weight", 1.0, POSITIVE)
-    table.end()
-    for i in range(count if kinds else 0):
-        kind = kinds[i % len(kinds)]
-        label = name or (kind.name if profile else f"group{index}" if table.place != "models" else "model")
-        copy = f"{label}.{i}" if count > 1 else label
-        models.append(SimModel(copy, kind.weights_bytes, kind.batch_max, kind.exec_s, slo_ms, weight, index, share))
-    return profile
-
-
-def _architectures(table: TomlTable, folder: Path) -> tuple[DeviceProfile | None, list[Architecture]]:
-    """The kinds of model that a group has copies of; empty if they are not known because of a fault."""
-    weights_mb = table.number("weights_mb", 100.0, POSITIVE)
-    if table.has("profile") == table.has("exec_ms"):
-        table.faults.append(f"{table.key('exec_ms')}: give either exec_ms = {{intercept, slope}}, or profile")
-        for key in ("batch_max", "use"):
-            table.has(key)
-        return None, []
-    if table.has("profile"):
-        profile = read_profile(table, folder)
-        used = table.names("use", list(profile.models) if profile else ())
-        if profile is None:
-            table.has("batch_max")
-            return None, []
-        if table.has("weights_mb"):
-            times = {name: replace_weights(profile.models[name], weights_mb) for name in used}
-        else:
-            times = {name: profile.models[name] for name in used}
-        return profile, [architecture(table, name, times[name], weights_mb) for name in used]
-    given = table.given["exec_ms"]
-    fault = batches_fault(given) if isinstance(given, dict) else "must be {intercept, slope}, or {batch = ms}"
-    if fault:
-        table.faults.append(f"{table.key('exec_ms')}: {fault}")
-        table.has("batch_max")
-        return None, []
-    sizes = [int(size) for size in given if size.isdecimal()]
-    model = ModelTimes(exec_ms=dict(given), weights_mb=weights_mb, batch_max=max(sizes, default=BATCH_MAX))
-    return None, [architecture(table, "exec_ms", model, weights_mb)]
-
-
-def replace_weights(times: ModelTimes, weights_mb: float) -> ModelTimes:
-    """The same durations with these weights."""
-    return ModelTimes(exec_ms=times.exec_ms, weights_mb=weights_mb, batch_max=times.batch_max)
 
 
 def _devices(table: TomlTable, profile: DeviceProfile | None) -> Devices:
@@ -219,11 +189,13 @@ def _load(table: TomlTable, folder: Path) -> Workload:
     return load
 
 
-def _notes(mapping: Mapping[str, Any], load: Workload) -> tuple[str, ...]:
-    """Warnings about keys of [load] that have no effect."""
+def _notes(mapping: Mapping[str, Any], load: Workload, models: Sequence[SimModel]) -> tuple[str, ...]:
+    """Warnings about keys that have no effect."""
     given, notes = mapping["load"], []
     if "cv" in given and load.kind not in ("gamma", "burst") and load.cv != 1:
         notes.append(f"load.cv has no effect with kind {load.kind}; gamma and burst heed it")
+    if "edges" in mapping.get("devices", {}) and all(model.open is None for model in models):
+        notes.append("devices.edges has no effect: no model has open dimensions")
     if given.get("zipf") and load.kind in ("maf", "log", "closed"):
         notes.append(f"load.zipf has no effect with kind {load.kind}, which knows how popular each model is")
     return tuple(notes)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Protocol, assert_never
 
 from gearmesh.simulation.timeline import VirtualTime
+from gpu_worker.core.cutting import hollow
 from gpu_worker.core.emulation import Emulator
 from gpu_worker.core.jobs import Done, Job, Phase, Report
 from gpu_worker.core.lanes import Lanes
@@ -52,8 +53,12 @@ class SimWorker:
         *,
         offset_s: float = 0.0,
         checked: bool = False,
+        any_batch: bool = True,
     ) -> None:
-        """`offset_s`: its clock minus the timeline's. `checked`: what the device is told to do is checked, too."""
+        """`offset_s`: its clock minus the timeline's. `checked`: what the device is told to do is checked, too.
+
+        `any_batch`: it computes any rows and extents; False: those that were measured only.
+        """
         self.name = name
         self.pages = pages
         self.versions = versions
@@ -70,6 +75,7 @@ class SimWorker:
         self._timeline = timeline
         self._duration_s = duration_s
         self._checked = checked
+        self._any_batch = any_batch
         self._clock_s = -math.inf
         self._lives = 0
         self.renew()
@@ -93,7 +99,7 @@ class SimWorker:
     def hello(self, page_bytes: int) -> wire.WorkerHello:
         """How the worker introduces itself."""
         info = wire.DeviceInfo(
-            name=self.name, kind="simulated", pages=self.pages, page_bytes=page_bytes, any_batch=True
+            name=self.name, kind="simulated", pages=self.pages, page_bytes=page_bytes, any_batch=self._any_batch
         )
         table = self.lanes.table
         return wire.WorkerHello(
@@ -174,6 +180,8 @@ class SimWorker:
             action = job.action
             assert action.earliest_s <= now <= action.latest_s, f"{phase} of {action} was started at {now}"
         done = self._emulator.begin(phase, job, now)
+        if phase is Phase.OUTPUT and job.spec is not None and isinstance(job.action, wire.Infer):
+            job.outputs, job.output_shapes = hollow(job.spec, job.action.batch, job.action.extents)
         if self._checked and done is None:
             if phase is Phase.EXEC:
                 self._check_weights(job)

@@ -10,6 +10,7 @@ import msgspec
 from gearmesh.telemetry.endings import amended
 from mesh.errors import GearmeshError
 from mesh.facts import LOG_VERSION, LOG_VERSIONS, ActionFact, AmendedFact, Dropped, Header, RequestFact
+from mesh.sizes import Extents
 
 F = TypeVar("F", RequestFact, ActionFact)
 KINDS: dict[str, Any] = {"requests": RequestFact | AmendedFact, "actions": ActionFact}
@@ -44,22 +45,22 @@ def read_actions(source: Path) -> list[JournalLog[ActionFact]]:
     return _read(source, "actions")
 
 
-def arrivals(source: Path) -> Iterator[tuple[float, str, float, int]]:
-    """(arrival_s, model ref, slo_s, rows) of every request in the log, by arrival; the first arrives at 0.
+def arrivals(source: Path) -> Iterator[tuple[float, str, float, int, Extents]]:
+    """(arrival_s, model ref, slo_s, rows, extents) of every request in the log, by arrival; the first arrives at 0.
 
     `source`: one file of a request log, or a folder of them. All requests count, whatever their outcomes. Several
     controllers, or several lives of one, are put on one time axis by the time of day in their headers. The whole log is
     held in memory.
     Raises: LogError.
     """
-    found: list[tuple[float, str, float, int]] = []
+    found: list[tuple[float, str, float, int, Extents]] = []
     for log in read_requests(source):
         to_unix_s = log.headers[0].unix_s - log.headers[0].clock_s
-        found.extend((f.arrived_s + to_unix_s, f.ref, round(f.slo_s, 9), f.rows) for f in log.facts)
+        found.extend((f.arrived_s + to_unix_s, f.ref, round(f.slo_s, 9), f.rows, f.extents) for f in log.facts)
     found.sort()
     first_s = found[0][0] if found else 0.0
-    for arrived_s, ref, slo_s, rows in found:
-        yield arrived_s - first_s, ref, slo_s, rows
+    for arrived_s, ref, slo_s, rows, extents in found:
+        yield arrived_s - first_s, ref, slo_s, rows, extents
 
 
 def kind_of(file: Path) -> str:

@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 from gpu_worker.core.cutting import hollow, varies
-from gpu_worker.core.emulation import Emulator, ProfileError, exec_s, parse_profile
+from gpu_worker.core.emulation import Emulator, ModelTimes, ProfileError, exec_s, own_edges, parse_profile, sizes_of
 from gpu_worker.core.jobs import Done, Job, Phase
+from gpu_worker.core.sized_times import exact_edges
 from gpu_worker.devices.base import DeviceError, Finished, Lost, Traits
 from gpu_worker.packages.package import Package
 from mesh import wire
@@ -15,6 +16,7 @@ from mesh.codes import ActionCode
 from mesh.errors import PackageError
 from mesh.process.settings import Settings
 from mesh.process.timers import Alarm
+from mesh.sizes import most_of
 from mesh.tensors import byte_count
 
 _numbers = itertools.count()  # numbers of the emulated devices of this process
@@ -62,11 +64,25 @@ class EmulatedDevice:
             raise PackageError(package.ref, [f"its weights take {pages} pages; the arena has {self.info.pages}"])
         self._packages[package.ref] = package
         sizes = sorted({size for size in LADDER if size <= package.spec.batch_max} | {package.spec.batch_max})
+        cells = self._cells(package, times, sizes)
         return wire.Profile(
-            exec_s={size: exec_s(times, size) for size in sizes},
+            exec_s=cells[-1].exec_s if cells else {size: exec_s(times, size) for size in sizes},
             load_s=self._profile.load_s(package.image_bytes),
             engine="emulated",
+            sizes=cells,
         )
+
+    def _cells(self, package: Package, times: ModelTimes, batches: list[int]) -> tuple[wire.SizeTimes, ...]:
+        """Durations by extents; () without open dimensions. Raises: PackageError."""
+        spec = package.spec
+        if not spec.dims:
+            return ()
+        cells = sizes_of(times, spec.dims, batches, own_edges(times, spec.dims) or exact_edges(spec.dims))
+        if not cells or cells[-1].extents != most_of(spec):
+            most = list(most_of(spec))
+            fault = f"the profile {self._profile.name!r} has no room for a row of the greatest extents, {most}"
+            raise PackageError(package.ref, [fault])
+        return cells
 
     def forget(self, ref: str) -> None:
         """The version is no longer prepared."""
@@ -109,7 +125,7 @@ class EmulatedDevice:
             return self._profile.load_s(package.image_bytes)
         times = self._profile.times(wire.split_ref(job.action.ref)[0])
         assert times is not None
-        return exec_s(times, job.action.batch)
+        return exec_s(times, job.action.batch, job.action.extents)
 
     def _make_outputs(self, job: Job) -> None:
         assert isinstance(job.action, wire.Infer)

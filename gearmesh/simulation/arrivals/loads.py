@@ -1,11 +1,11 @@
 """The arrivals of a scenario: when each model is asked, and when each answer is due. Each seed gives one trace.
 
-A seed feeds three random streams: the models' popularity, the arrival times, and the deadlines. So a sweep over the
-rate, the SLO or the number of devices keeps the popularity of the seed.
+A seed feeds four random streams: the models' popularity, the arrival times, the deadlines, and the sizes. So a sweep
+over the rate, the SLO or the number of devices keeps the popularity of the seed.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from gearmesh.simulation.arrivals import maf, recorded
 from gearmesh.simulation.arrivals.periods import on_periods, place_on, within
-from gearmesh.simulation.fields import EmptyTrace
+from gearmesh.simulation.fields import EmptyTrace, UnusableFile
 from gearmesh.simulation.parts import Scenario
+from mesh.wire.ranges import OPEN_MAX
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
@@ -31,6 +32,11 @@ class Trace:
     slo_s: Floats  # the answer is due at time_s + slo_s
     weight: Floats  # value of an answer in time
     rows: Ints  # rows of a batch that the request takes: 1, except in logs
+    extents: Ints = field(default_factory=lambda: np.empty(0, np.int32))  # [requests, OPEN_MAX]; 0: no such dimension
+
+    def __post_init__(self) -> None:
+        if not self.extents.size:
+            self.extents = np.zeros((len(self.time_s), OPEN_MAX), np.int32)
 
     def __len__(self) -> int:
         return len(self.time_s)
@@ -41,11 +47,13 @@ def arrivals(scenario: Scenario, seed: int) -> Trace:
 
     Raises: EmptyTrace, UnusableFile.
     """
-    popular, arriving, due = np.random.default_rng(seed).spawn(3)
+    popular, arriving, due, sizing = np.random.default_rng(seed).spawn(4)
     load = scenario.load
     if load.kind == "log":
         log = recorded.read_log(scenario)
-        return _trace(scenario, (log.time_s, log.model), log.slo_s, log.rows)
+        return _trace(
+            scenario, (log.time_s, log.model), log.slo_s, log.rows, draw_sizes(scenario, log.model, sizing, log.extents)
+        )
     if load.kind == "maf" and load.path:
         times, models = maf.replay(scenario, recorded.read_counts(scenario), arriving)
     elif load.kind == "maf":
@@ -54,15 +62,37 @@ def arrivals(scenario: Scenario, seed: int) -> Trace:
         times, models = _KINDS[load.kind](scenario, model_rates(scenario, popular), arriving)
     order = np.argsort(times, kind="stable")
     times, models = times[order], models[order]
-    return _trace(scenario, (times, models), draw_slos(scenario, times, models, due), np.ones(len(times), np.int32))
+    slo_s, rows = draw_slos(scenario, times, models, due), np.ones(len(times), np.int32)
+    return _trace(scenario, (times, models), slo_s, rows, draw_sizes(scenario, models, sizing))
 
 
-def _trace(scenario: Scenario, pair: Arrivals, slo_s: Floats, rows: Ints) -> Trace:
+def _trace(scenario: Scenario, pair: Arrivals, slo_s: Floats, rows: Ints, extents: Ints) -> Trace:
     times, models = pair
     if not len(times):
         raise EmptyTrace(scenario.name, scenario.load.seconds, scenario.load.path is not None)
     weights = np.array([model.weight for model in scenario.models])
-    return Trace(times, models, slo_s, weights[models], rows)
+    return Trace(times, models, slo_s, weights[models], rows, extents)
+
+
+def draw_sizes(scenario: Scenario, models: Ints, rng: np.random.Generator, known: Ints | None = None) -> Ints:
+    """The extents of each request [requests, OPEN_MAX]; 0 where its model has no such open dimension.
+
+    `known` [requests, OPEN_MAX]: those that a log says; 0 where it does not.
+    """
+    found = np.zeros((len(models), OPEN_MAX), np.int32)
+    for index, model in enumerate(scenario.models):
+        if model.open is None:
+            continue
+        mine = np.flatnonzero(models == index)
+        width = len(model.open.dims)
+        if known is not None:
+            found[mine] = known[mine]
+            mine = mine[known[mine, 0] == 0]
+        if len(mine) and model.open.sizes is None:
+            raise UnusableFile(scenario.name, [f"requests of {model.name} must have extents, or give load.sizes"])
+        if len(mine) and model.open.sizes is not None:
+            found[mine, :width] = model.open.sizes.draw(len(mine), model.open.dims, rng)
+    return found
 
 
 def model_rates(scenario: Scenario, rng: np.random.Generator) -> Floats:

@@ -5,9 +5,10 @@ A log has one JSON object per line, in any order; other fields are ignored:
     {"t_s": 12.345, "model": "resnet50_v2.3", "slo_ms": 100, "rows": 1}
 
 `t_s`: arrival, seconds; the earliest becomes 0. `model`: a model of the scenario. `slo_ms`: the answer's budget; by
-default the first of the model's or the load's. `rows`: default 1. With `load.rate_rps`, all gaps are scaled by one
+default the first of the model's or the load's. `rows`: default 1. `extents`: in the model's open dimensions, as [37];
+by default drawn from the sizes of the scenario. With `load.rate_rps`, all gaps are scaled by one
 factor to that mean rate. Request logs of controllers can be used too, one file, a folder, or some of the lines; they
-have `arrived_s`, `ref` (model:version) and `slo_s` instead of these fields.
+have `arrived_s`, `ref` (model:version) and `slo_s` instead of the first three.
 """
 
 import csv
@@ -20,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gearmesh.simulation.fields import UnusableFile
-from gearmesh.simulation.parts import Scenario
+from gearmesh.simulation.parts import Scenario, SimModel
 from gearmesh.telemetry.journals import LogError, arrivals
 from mesh import wire
+from mesh.wire.ranges import OPEN_MAX, Extents
 
 FAULTS_MAX = 10  # faults of one file that are reported
 DAY_MIN = 1440
@@ -35,6 +37,7 @@ class RecordedRequest(msgspec.Struct, frozen=True):
     model: str
     slo_ms: Annotated[float, msgspec.Meta(gt=0)] | None = None
     rows: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
+    extents: Extents = ()
 
 
 def controllers_log(source: Path) -> list[RecordedRequest] | None:
@@ -45,7 +48,8 @@ def controllers_log(source: Path) -> list[RecordedRequest] | None:
     if not source.is_dir() and not _has_header(source):
         return None
     return [
-        RecordedRequest(t_s, wire.split_ref(ref)[0], slo_s * 1e3, rows) for t_s, ref, slo_s, rows in arrivals(source)
+        RecordedRequest(t_s, wire.split_ref(ref)[0], slo_s * 1e3, rows, extents)
+        for t_s, ref, slo_s, rows, extents in arrivals(source)
     ]
 
 
@@ -67,10 +71,12 @@ class OwnRecordedRequest(msgspec.Struct, frozen=True):
     ref: str
     slo_s: Annotated[float, msgspec.Meta(gt=0)]
     rows: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
+    extents: Extents = ()
 
     def line(self) -> RecordedRequest:
         """The same request as a `RecordedRequest`."""
-        return RecordedRequest(self.arrived_s, self.ref.rpartition(":")[0] or self.ref, self.slo_s * 1e3, self.rows)
+        model = self.ref.rpartition(":")[0] or self.ref
+        return RecordedRequest(self.arrived_s, model, self.slo_s * 1e3, self.rows, self.extents)
 
 
 class LineKind(msgspec.Struct, frozen=True):
@@ -87,6 +93,7 @@ class RecordedLog:
     model: npt.NDArray[np.int32]
     slo_s: npt.NDArray[np.float64]
     rows: npt.NDArray[np.int32]
+    extents: npt.NDArray[np.int32]  # [requests, OPEN_MAX]; 0 where the log does not say them
 
 
 def read_log(scenario: Scenario) -> RecordedLog:
@@ -104,6 +111,9 @@ def read_log(scenario: Scenario) -> RecordedLog:
         if line.rows > largest:
             wanted = f"rows of {line.model} must be at most its largest batch, {largest}; got {line.rows}"
             raise UnusableFile(scenario.name, [wanted])
+        fault = _extents_fault(line, scenario.models[index[line.model]])
+        if fault:
+            raise UnusableFile(scenario.name, [fault])
     models = np.array([index[line.model] for line in lines], np.int32)
     default_ms = [(model.slo_ms or load.slo_ms)[0] for model in scenario.models]
     slo_ms = np.array([line.slo_ms or default_ms[m] for line, m in zip(lines, models, strict=True)], np.float64)
@@ -114,7 +124,20 @@ def read_log(scenario: Scenario) -> RecordedLog:
     order = np.argsort(times, kind="stable")
     order = order[times[order] < load.seconds]
     rows = np.array([line.rows for line in lines], np.int32)
-    return RecordedLog(times[order], models[order], slo_ms[order] / 1e3, rows[order])
+    extents = np.array([(*line.extents, 0, 0)[:OPEN_MAX] for line in lines], np.int32).reshape(len(lines), OPEN_MAX)
+    return RecordedLog(times[order], models[order], slo_ms[order] / 1e3, rows[order], extents[order])
+
+
+def _extents_fault(line: RecordedRequest, model: SimModel) -> str:
+    """Why no request of the model has these extents; empty if one can."""
+    dims = model.open.dims if model.open is not None else ()
+    good = len(line.extents) == len(dims) and all(
+        dim.least <= extent <= dim.most for dim, extent in zip(dims, line.extents, strict=True)
+    )
+    if good or not line.extents:
+        return ""
+    wanted = ", ".join(f"{dim.name} from {dim.least} to {dim.most}" for dim in dims) or "none, as nothing is open"
+    return f"extents of {line.model} must be {wanted}; got {list(line.extents)}"
 
 
 def _lines(scenario: Scenario, file: Path) -> list[RecordedRequest]:

@@ -15,19 +15,22 @@ This ignores LOADs. A second bound follows from LOADs alone (loading.py), and th
 noise are left out, as they only take time. Not covered: durations below the profile (noise with a coefficient of
 variation draws some), and closed loops, whose arrivals depend on the scheduler.
 
-`fluid_bound` ignores when requests arrive. `packing_bound` (packing.py) forms whole batches; it is the tightest, and
-takes tens of times as long. `exact` (exact.py) tries every schedule of a few requests; `belady.py` is about eviction.
+`fluid_bound` ignores when requests arrive, `share_bound` who else waits. `packing_bound` (packing.py) forms whole
+batches; it is the tightest, and takes tens of times as long. `exact` (exact.py) tries every schedule of a few requests;
+`belady.py` is about eviction.
 
 Source: docs/design/bounds.md.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from gearmesh.simulation.arrivals.loads import Trace
+from gearmesh.simulation.bounds.lengths import least_costs
 from gearmesh.simulation.bounds.loading import answered_at_most
 from gearmesh.simulation.bounds.network import Slots, slot_prices
 from gearmesh.simulation.bounds.packing import Packing
@@ -55,26 +58,37 @@ class Bound:
 
 def interval_bound(scenario: Scenario, trace: Trace) -> Bound:
     """The bound of the interval program. Raises: ValueError for a closed loop."""
-    return _bound(scenario, trace, 0)
+    return _bound(scenario, trace, 0, least_costs)
 
 
 def packing_bound(scenario: Scenario, trace: Trace, rounds: int = ROUNDS) -> Bound:
-    """The bound for whole batches, by improving the prices in rounds: at most the interval bound, often 1-4 % lower."""
-    return _bound(scenario, trace, rounds)
+    """The bound for whole batches, by improving the prices in rounds: at most the interval bound, often 1-4 % lower.
+
+    It is the interval bound if some model has open dimensions: groups of consecutive requests do not suffice then.
+    """
+    return _bound(scenario, trace, rounds, least_costs)
 
 
-def _bound(scenario: Scenario, trace: Trace, rounds: int) -> Bound:
+def _bound(scenario: Scenario, trace: Trace, rounds: int, price: Callable[[Requests], Floats]) -> Bound:
     began_s = time.perf_counter()
-    problem = Problem.of(scenario, trace)
+    problem = Problem.of(scenario, trace, price)
     if problem is None:
         return Bound(0.0, len(trace), time.perf_counter() - began_s)
     prices, groups = problem.prices()
     answered = min(problem.at_most(prices), problem.at_most(problem.flat_prices()), problem.loadable)
-    if rounds:
+    if rounds and all(model.open is None for model in scenario.models):
         packing = Packing.of(problem.requests, problem.slots.edges, scenario.devices.count)
         answered = min(answered, packing.improve(prices, rounds))
     taken_s = time.perf_counter() - began_s
     return Bound(_share(answered, len(trace)), len(trace), taken_s, len(problem.slots.lengths), groups)
+
+
+def share_bound(scenario: Scenario, trace: Trace) -> Bound:
+    """The bound of the interval program if each request costs what it would in a full batch of its own kind.
+
+    Who else waits does not matter, as in the fluid bound; when requests come does. At least the interval bound.
+    """
+    return _bound(scenario, trace, 0, shares)
 
 
 def fluid_bound(scenario: Scenario, trace: Trace) -> Bound:
@@ -83,19 +97,26 @@ def fluid_bound(scenario: Scenario, trace: Trace) -> Bound:
     A request costs its share of its model's most efficient batch that takes no longer than the request's budget.
     """
     began_s = time.perf_counter()
-    problem = Problem.of(scenario, trace)
+    problem = Problem.of(scenario, trace, costs)
     if problem is None:
         return Bound(0.0, len(trace), time.perf_counter() - began_s)
-    requests = problem.requests
-    least = np.full(len(requests), np.inf)
-    for batch in range(1, requests.durations.shape[1]):
-        duration = requests.durations[requests.model, batch]
-        fits = duration <= requests.deadline - requests.arrival
-        least = np.where(fits, np.minimum(least, duration / NS / batch * requests.rows), least)
-    spent_s = np.cumsum(np.sort(least))
+    spent_s = np.cumsum(np.sort(shares(problem.requests)))
     time_s = scenario.devices.count * (problem.slots.edges[-1] - problem.slots.edges[0]) / NS
     whole = int(np.searchsorted(spent_s, time_s, side="right"))
     return Bound(_share(whole, len(trace)), len(trace), time.perf_counter() - began_s)
+
+
+def shares(requests: Requests) -> Floats:
+    """Least seconds of device time of a request among those of its kind, in the best batch that its budget allows.
+
+    inf if no batch is as short as its budget.
+    """
+    least = np.full(len(requests), np.inf)
+    for batch in range(1, requests.durations.shape[1]):
+        duration = requests.durations[requests.kind, batch]
+        fits = duration <= requests.deadline - requests.arrival
+        least = np.where(fits, np.minimum(least, duration / NS / batch * requests.rows), least)
+    return least
 
 
 def _share(answered: float, offered: int) -> float:
@@ -114,12 +135,12 @@ class Problem:
     loadable: float  # requests that can be answered if only LOADs take time
 
     @classmethod
-    def of(cls, scenario: Scenario, trace: Trace) -> "Problem | None":
-        """The problem of a trace; None if no request can be answered in time."""
+    def of(cls, scenario: Scenario, trace: Trace, price: Callable[[Requests], Floats]) -> "Problem | None":
+        """The problem of a trace; None if no request can be answered in time. `price`: the least cost of each."""
         if scenario.load.kind == "closed":
             raise ValueError("a closed loop has no bound: what arrives depends on what is answered")
         requests = requests_of(scenario, trace)
-        cost_s = costs(requests)
+        cost_s = price(requests)
         possible = np.isfinite(cost_s)
         if not possible.any():
             return None

@@ -4,10 +4,14 @@ All models count as resident. The search loses nothing: in some best schedule ev
 is free and its last member has arrived, so a schedule is a list of batches for each device.
 """
 
+from collections.abc import Sequence
 from functools import cache
+from math import inf
 
 from gearmesh.simulation.arrivals.loads import Trace
-from gearmesh.simulation.parts import Scenario
+from gearmesh.simulation.parts import Scenario, SimModel
+from gpu_worker.core.emulation import fits
+from mesh.sizes import Extents, joint
 
 REQUESTS_MAX = 10
 TOLERANCE_S = 1e-9  # an end this much late counts as in time: simulated clocks add up floats
@@ -49,8 +53,20 @@ def _batches(scenario: Scenario, trace: Trace) -> list[tuple[int, float, float, 
         rows = sum(int(trace.rows[i]) for i in chosen)
         if any(trace.model[i] != trace.model[chosen[0]] for i in chosen) or rows > model.batch_max:
             continue
-        duration_s = min(model.exec_s[rows:])
+        duration_s = _duration_s(model, rows, [tuple(trace.extents[i].tolist()) for i in chosen])
         ready_s, due_s = max(arrival[i] for i in chosen), min(due[i] for i in chosen)
         if ready_s + duration_s <= due_s + TOLERANCE_S:
             found.append((members, duration_s, ready_s, due_s))
     return found
+
+
+def _duration_s(model: SimModel, rows: int, sizes: Sequence[Extents]) -> float:
+    """The least duration of a batch of so many rows or more that holds requests of these sizes; inf: there is none."""
+    opened = model.open
+    if opened is None:
+        return min(model.exec_s[rows:])
+    if opened.exact and len(set(sizes)) > 1:
+        return inf
+    extents = opened.computed(joint(sizes)[: len(opened.dims)])
+    batches = [batch for batch in range(rows, model.batch_max + 1) if fits(opened.times, batch, extents)]
+    return min((opened.exec_s(batch, extents) for batch in batches), default=inf)

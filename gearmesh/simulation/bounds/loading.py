@@ -28,7 +28,7 @@ SLOTS = 200
 
 def answered_at_most(scenario: Scenario, requests: Requests) -> float:
     """No scheduler answers more requests than this in time. Raises: RuntimeError if HiGHS fails."""
-    wait_s = (requests.deadline - requests.durations[requests.model, 1]) / NS
+    wait_s = (requests.deadline - requests.durations[requests.kind, 1]) / NS
     possible = wait_s > 0
     if not possible.any():
         return 0.0

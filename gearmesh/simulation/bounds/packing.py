@@ -76,7 +76,7 @@ class Packing:
     def of(cls, requests: Requests, edges: Longs, devices: int) -> "Packing":
         """The places of these requests, each of which can be answered."""
         profiles, profile_of_model = np.unique(requests.durations, axis=0, return_inverse=True)
-        profile_of = profile_of_model.ravel()[requests.model]
+        profile_of = profile_of_model.ravel()[requests.kind]
         orderly = in_order(requests)
         if orderly.sum() * profiles.shape[1] > CELLS_MAX:
             orderly[:] = False
@@ -100,7 +100,7 @@ class Packing:
                 for offers, some in ((inner, within), (alone, loner)):
                     mine = some[profile_of[some] == index]
                     offers += _offers(requests, batch, length, mine, mine)
-        after = requests.find(requests.deadline - requests.durations[requests.model, 1], requests.model, "right")
+        after = requests.find(requests.deadline - requests.durations[requests.kind, 1], requests.model, "right")
         widest = max((offers.batch for offers in groups), default=1)
         return cls(requests, edges.astype(np.float64), devices, after, groups, inner, alone, orderly, widest)
 

@@ -8,6 +8,9 @@ the batch is l(b) / b per row.
 
 Arrivals are rounded down, deadlines up, durations down. l(b) is the least duration of b or more rows, since a batch may
 be padded. So rounding never makes the result invalid for a scheduler.
+
+Requests of models with open dimensions are of as many kinds as there are extents; a batch takes at least what it would
+take if all of its rows were of the kind of any one member. With one open dimension more is known, see `lengths`.
 """
 
 from dataclasses import dataclass
@@ -18,6 +21,8 @@ import numpy.typing as npt
 
 from gearmesh.simulation.arrivals.loads import Trace
 from gearmesh.simulation.parts import Scenario
+from gpu_worker.core.emulation import fits
+from mesh.sizes import Extents
 
 Floats = npt.NDArray[np.float64]
 Longs = npt.NDArray[np.int64]
@@ -33,9 +38,11 @@ class Requests:
     deadline: Longs
     model: Longs
     rows: Longs
-    batch_max: Longs  # largest batch of its model
-    durations: Longs  # [models, largest batch_max + 1]: least duration of b or more rows; ENDLESS_NS beyond batch_max
+    batch_max: Longs  # largest batch of its model that it fits in
+    durations: Longs  # [kinds, largest batch_max + 1]: least duration of b or more rows; ENDLESS_NS beyond batch_max
     origin: Longs  # index in the trace
+    kind: Longs  # its row of `durations`: its model's and its extents', or extents that EXEC computes for it
+    chained: Bools  # its model has one open dimension: the model's kinds are neighbours, by extent
 
     def __len__(self) -> int:
         return len(self.arrival)
@@ -55,7 +62,8 @@ class Requests:
         """The requests selected by `kept`."""
         arrays = (self.arrival, self.deadline, self.model, self.rows, self.batch_max)
         arrival, deadline, model, rows, batch_max = (array[kept] for array in arrays)
-        return Requests(arrival, deadline, model, rows, batch_max, self.durations, self.origin[kept])
+        origin, kind, chained = self.origin[kept], self.kind[kept], self.chained[kept]
+        return Requests(arrival, deadline, model, rows, batch_max, self.durations, origin, kind, chained)
 
 
 ENDLESS_NS = np.int64(1) << 60  # ns; longer than any duration
@@ -67,36 +75,74 @@ def requests_of(scenario: Scenario, trace: Trace) -> Requests:
     arrival = np.floor(trace.time_s[order] * NS).astype(np.int64)
     # one ns more than rounding up: simulated clocks add up floats
     deadline = np.ceil((trace.time_s + trace.slo_s)[order] * NS).astype(np.int64) + 1
-    widest = max(model.batch_max for model in scenario.models)
-    durations = np.full((len(scenario.models), widest + 1), ENDLESS_NS, np.int64)
-    for index, model in enumerate(scenario.models):
-        exact = np.floor(np.array(model.exec_s) * NS).astype(np.int64)
-        durations[index, : len(exact)] = np.minimum.accumulate(exact[::-1])[::-1]
     models = trace.model[order].astype(np.int64)
-    limits = np.array([model.batch_max for model in scenario.models], np.int64)
-    return Requests(arrival, deadline, models, trace.rows[order].astype(np.int64), limits[models], durations, order)
+    kind, durations = kinds(scenario, models, trace.extents[order])
+    limits = (durations < ENDLESS_NS).sum(axis=1) - 1
+    chained = np.array([model.open is not None and len(model.open.dims) == 1 for model in scenario.models], np.bool_)
+    rows = trace.rows[order].astype(np.int64)
+    return Requests(arrival, deadline, models, rows, limits[kind], durations, order, kind, chained[models])
+
+
+def kinds(scenario: Scenario, models: Longs, extents: npt.NDArray[np.int32]) -> tuple[Longs, Longs]:
+    """(each request's kind [requests], ns of b or more rows by kind [kinds, largest batch_max + 1]).
+
+    Kinds are in the order of their models, and of a model's extents.
+    """
+    found: list[Longs] = []
+    kind = np.zeros(len(models), np.int64)
+    known: dict[tuple[int, Extents], Longs] = {}  # copies of a model have its durations
+    for index, model in enumerate(scenario.models):
+        opened = model.open
+        if opened is None:
+            kind[models == index] = len(found)
+            found.append(_durations(np.array(model.exec_s)))
+            continue
+        mine = np.flatnonzero(models == index)
+        own = [opened.computed(tuple(row)) for row in extents[mine, : len(opened.dims)].tolist()]
+        places = {sizes: len(found) + place for place, sizes in enumerate(sorted(set(own)))}
+        kind[mine] = [places[sizes] for sizes in own]
+        for sizes in places:
+            key = (id(opened), sizes)
+            if key not in known:
+                fitting = [batch for batch in range(1, model.batch_max + 1) if fits(opened.times, batch, sizes)]
+                known[key] = _durations(np.array([0.0, *(opened.exec_s(batch, sizes) for batch in fitting)]))
+            found.append(known[key])
+    widest = max(map(len, found))
+    durations = np.full((len(found), widest), ENDLESS_NS, np.int64)
+    for row, one in zip(durations, found, strict=True):
+        row[: len(one)] = one
+    return kind, durations
+
+
+def _durations(exec_s: Floats) -> Longs:
+    """ns of b or more rows [batch_max + 1], from seconds of b rows."""
+    exact = np.floor(exec_s * NS).astype(np.int64)
+    return np.asarray(np.minimum.accumulate(exact[::-1])[::-1])
 
 
 def costs(requests: Requests) -> Floats:
     """Least seconds of device time that an answer in time costs [requests]; inf if there can be none."""
     least = np.full(len(requests), np.inf)
     for batch in range(1, requests.durations.shape[1]):
-        duration = requests.durations[requests.model, batch]
+        duration = requests.durations[requests.kind, batch]
         possible = in_one_batch(requests, batch, duration)
         share = duration / NS / batch * requests.rows
         least = np.where(possible, np.minimum(least, share), least)
     return least
 
 
-def in_one_batch(requests: Requests, batch: int, duration: Longs) -> Bools:
-    """Whether each request can be in a batch of exactly `batch` rows, which takes `duration` [requests] ns.
+def in_one_batch(requests: Requests, batch: int, duration: Longs, among: Bools | None = None) -> Bools:
+    """Whether each request can be in a batch of exactly `batch` rows, which takes `duration` [requests] ns or longer.
 
-    A request with more rows than its model's largest batch is split; any part may be in any batch.
+    A request with more rows than its model's largest batch is split; any part may be in any batch. `among` [requests]:
+    those that may be in it at all; None: all.
     """
     whole = requests.rows <= requests.batch_max
-    fits = (requests.arrival + duration <= requests.deadline) & (batch <= requests.batch_max)
-    waiting = most_waiting(requests, duration, fits)
-    return fits & (waiting >= batch) & ~(whole & (requests.rows > batch))
+    possible = (requests.arrival + duration <= requests.deadline) & (batch <= requests.batch_max)
+    if among is not None:
+        possible &= among
+    waiting = most_waiting(requests, duration, possible)
+    return possible & (waiting >= batch) & ~(whole & (requests.rows > batch))
 
 
 def most_waiting(requests: Requests, duration: Longs, counted: Bools) -> Longs:

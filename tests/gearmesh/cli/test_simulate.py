@@ -28,6 +28,16 @@ rate_rps = {rate_rps}
 slo_ms = 40
 seconds = 0.3
 """
+SIZED = """
+[models]
+profile = "encoder_h100"
+[load]
+kind = "poisson"
+rate_rps = 2000
+seconds = 0.2
+slo_ms = 10
+sizes = {kind = "uniform"}
+"""
 KEYS = {
     "policy", "seed", "offered", "attainment", "goodput_rps", "p99_ms", "rejected", "cold_starts", "device_utilisation",
 }  # fmt: skip
@@ -160,3 +170,18 @@ def test_a_plot_that_cannot_be_drawn_is_refused_before_the_run(tmp_path: Path, m
     result = CliRunner().invoke(app, [write(tmp_path), "--plot", str(tmp_path / "x.png"), "--json", str(written)])
     assert isinstance(result.exception, ModuleNotFoundError)
     assert not written.exists()
+
+
+def test_who_was_served_by_size_is_told_where_requests_have_sizes(tmp_path: Path) -> None:
+    plain = run(write(tmp_path), "--policy", "fifo").output
+    file = tmp_path / "sized.toml"
+    file.write_text(SIZED)
+    told = run(str(file), "--policy", "fifo", "--policy", "atc").output
+    for column in ("by size %", "longest %", "padding %"):
+        assert column in " ".join(told.split())
+        assert column not in " ".join(plain.split())
+    found = results(tmp_path, str(file), "--policy", "atc", "--bound")
+    (details,) = found["details"]
+    assert {"q1", "q2", "q3", "q4", "longest", "padding"} <= details.keys()
+    assert found["results"][0].keys() == KEYS
+    assert found["results"][0]["attainment"] <= found["bound"][0]["attainment"]

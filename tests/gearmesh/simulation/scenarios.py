@@ -33,9 +33,13 @@ def scenario(folder: Path = HERE, **changes: Any) -> Scenario:
     return parse_scenario(mapping(**changes), "test", folder)
 
 
-def trace(time_s: Any, slo_s: Any, model: Any = None) -> Trace:
-    """Requests of one row and weight 1."""
+def trace(time_s: Any, slo_s: Any, model: Any = None, extents: Any = None) -> Trace:
+    """Requests of one row and weight 1. `extents` [requests, dimensions]."""
     times = np.asarray(time_s, float)
     ones = np.ones(len(times))
     models = np.zeros(len(times), np.int32) if model is None else np.asarray(model, np.int32)
-    return Trace(times, models, ones * np.asarray(slo_s, float), ones, ones.astype(np.int32))
+    sizes = np.zeros((len(times), 2), np.int32)
+    if extents is not None:
+        given = np.asarray(extents, np.int32).reshape(len(times), -1)
+        sizes[:, : given.shape[1]] = given
+    return Trace(times, models, ones * np.asarray(slo_s, float), ones, ones.astype(np.int32), sizes)

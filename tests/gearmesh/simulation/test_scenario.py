@@ -55,7 +55,7 @@ def told(folder: Path = SCENARIOS, **changes: Any) -> str:
         ({"models": {"exec_ms": {"1": 4.0, "8": 1.0}}}, ["models.exec_ms", "batch 8", "less than half"]),
         ({"models": {"batch_max": 0}}, ["models.batch_max", "from 1 to"]),
         ({"models": {"profile": "paper"}}, ["models.exec_ms", "either"]),
-        ({"models": {"profile": "papers", "exec_ms": None}}, ["models.profile", "h100, paper"]),
+        ({"models": {"profile": "papers", "exec_ms": None}}, ["models.profile", "encoder_h100, h100, paper"]),
         ({"models": {"profile": "h100", "exec_ms": None, "use": ["gpt9"]}}, ["models.use", "resnet50_like"]),
         ({"models": {"size": 1}}, ["models.size", "no such key", "weights_mb", "batch_max"]),
         ({"models": []}, ["models", "must be"]),

@@ -47,7 +47,7 @@ def test_arrivals_come_in_order_from_zero_on_one_axis(tmp_path: Path) -> None:
     write(tmp_path / "requests-a-000001.jsonl", HEADER, late, early)
     other = replace(HEADER, controller="other", clock_s=0.0, unix_s=1e9)
     write(tmp_path / "requests-b-000001.jsonl", other, replace(REQUEST, arrived_s=11.25, outcome="rejected"))
-    assert list(arrivals(tmp_path)) == [(0.0, "n:2", 0.1, 1), (0.25, "m:1", 0.05, 2), (1.0, "m:1", 0.05, 2)]
+    assert list(arrivals(tmp_path)) == [(0.0, "n:2", 0.1, 1, ()), (0.25, "m:1", 0.05, 2, ()), (1.0, "m:1", 0.05, 2, ())]
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,19 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.base import DeviceError
 from gpu_worker.devices.emulated import EmulatedDevice
 from gpu_worker.devices.opening import open_device
+from gpu_worker.packages.package import Package
+from mesh import wire
 from mesh.codes import ActionCode
 from mesh.errors import PackageError
 from mesh.process.settings import Settings
@@ -186,3 +190,56 @@ async def test_a_closed_device_tells_nothing_more(file: Path, repository: Reposi
     await other_told.count(1)
     assert told.items == []
     other.close()
+
+
+# -- open dimensions --------------------------------------------------------------------------------------------------
+
+DIM = wire.Dim(name="seq", least=1, most=64)
+
+
+def open_package(repository: Repository) -> Package:
+    """The package of `tall` as if its input had an open dimension."""
+    package = repository.package("tall:1")
+    ids = wire.TensorSpec(name="x", dtype="float32", shape=(-1, -1), dims=("seq",))
+    return replace(package, spec=msgspec.structs.replace(package.spec, inputs=(ids,), dims=(DIM,)))
+
+
+def sized(file: Path, **times: Any) -> EmulatedDevice:
+    return opened(written(file, **times))
+
+
+def written(file: Path, **times: Any) -> Path:
+    """The file, with these times of `tall`."""
+    file.write_text(json.dumps(PROFILE | {"models": {"tall": times}}))
+    return file
+
+
+def test_the_profile_of_an_open_version_has_durations_by_extents(file: Path, repository: Repository) -> None:
+    formula = {"intercept": 1.0, "element": 0.01}
+    profile = sized(file, exec_ms=formula, elements_max=128).prepare(open_package(repository))
+    assert profile is not None
+    assert (profile.sizes[0].extents, profile.sizes[-1].extents) == ((1,), (64,))
+    assert profile.sizes[0].exec_s[8] == pytest.approx(0.00108)
+    assert profile.sizes[-1].exec_s == pytest.approx({1: 0.00164, 2: 0.00228})
+    assert profile.exec_s == profile.sizes[-1].exec_s
+    tables = [{"extents": [size], "exec_ms": {"1": size / 10, "8": size / 2}} for size in (16, 64)]
+    profile = sized(file, sizes=tables).prepare(open_package(repository))
+    assert profile is not None
+    assert [cell.extents for cell in profile.sizes] == [(16,), (64,)]
+
+
+def test_an_open_version_whose_longest_row_has_no_room_is_refused(file: Path, repository: Repository) -> None:
+    device = sized(file, exec_ms={"intercept": 1.0, "element": 0.01}, elements_max=63)
+    with pytest.raises(PackageError, match=r"no room.*64"):
+        device.prepare(open_package(repository))
+
+
+@on_loop
+async def test_exec_takes_as_long_as_the_extents_require(file: Path, repository: Repository) -> None:
+    device, told = attached(written(file, exec_ms={"intercept": 1.0, "element": 0.1}))
+    device.prepare(open_package(repository))
+    action = msgspec.structs.replace(infer(1, "tall:1", batch=2), extents=(40,))
+    assert device.begin(Phase.EXEC, Job(action, 0.0, 0)) is None
+    ((_, _, done),) = await told.count(1)
+    assert done.duration_s == pytest.approx(0.009)
+    device.close()
