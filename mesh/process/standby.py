@@ -15,7 +15,7 @@ from collections.abc import Callable, MutableMapping
 
 STANDBY_FD = "GEARMESH_STANDBY_FD"  # variable with the number of the process's descriptor
 READY, ORDER = b"\1", b"\2"
-NICENESS = 10  # of the thread that imports: those that serve go first, and it still gets on beside busy ones
+NICENESS = 10  # more than the process, of the thread that imports: those that serve go first, and it still gets on beside busy ones
 
 
 class StandbyLink:
@@ -75,7 +75,7 @@ class Standby:
 
 def _preload(preload: Callable[[], None]) -> None:
     with contextlib.suppress(OSError, AttributeError):  # not Linux, where each thread has its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
     with contextlib.suppress(Exception, SystemExit):
         preload()
 
