@@ -15,7 +15,7 @@ from collections.abc import Callable, MutableMapping
 
 STANDBY_FD = "GEARMESH_STANDBY_FD"  # variable with the number of the process's descriptor
 READY, ORDER = b"\1", b"\2"
-NICENESS = 10  # more than the process, of the thread that imports: those that serve go first, and it still gets on beside busy ones
+NICENESS = 10  # more, of the thread that imports: those that serve go first, and it still gets on beside busy ones
 
 
 class StandbyLink:
