@@ -190,7 +190,7 @@ async def check(driver: Driver, texts: Sequence[Words], read: Any) -> None:
         samples = await driver.closed(1, 0.0, LOOSE_SLO_MS)
         driver.on_body = None
         if not samples.ok_numbers:
-            raise PeerError("a request was not answered")
+            raise PeerError(f"a request was not answered: {bodies[:1]!r}")
         text = texts[samples.ok_numbers[0] % len(texts)]
         found, wanted = read(bodies[0]), expected([text])[0]
         if len(found) != len(wanted) or not np.allclose(found, wanted, rtol=TOLERANCE, atol=TOLERANCE):
