@@ -74,15 +74,14 @@ class Counts:
 
     def __init__(self) -> None:
         self._file = Path(os.environ[COUNTS]) if COUNTS in os.environ else None
-        self._asked = self._computed = self._batches = 0
+        self._asked = self._computed = 0
 
     def add(self, lengths: Sequence[int], longest: int) -> None:
         """A batch of texts of these lengths was padded to the longest."""
         self._asked += sum(lengths)
         self._computed += len(lengths) * longest
-        self._batches += 1
         if self._file is not None:
-            self._file.write_text(f"{self._asked} {self._computed} {self._batches}")
+            self._file.write_text(f"{self._asked} {self._computed}")
 
 
 def embed(model: Encoder, counts: Counts, texts: Sequence[Any]) -> list[bytes]:
