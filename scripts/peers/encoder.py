@@ -43,12 +43,12 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """Words -> one vector of length 1: the mean over the words of what the layers make of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int) -> None:
         super().__init__()
         self.words = nn.Embedding(VOCABULARY, WIDTH)
         self.places = nn.Embedding(LONGEST, WIDTH)
         self.first = nn.LayerNorm(WIDTH)
-        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
+        self.layers = nn.ModuleList(Layer() for _ in range(layers))
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Word numbers [batch, length] int64, and which of them are there, bool -> [batch, WIDTH]."""
@@ -62,11 +62,11 @@ class Encoder(nn.Module):
         return functional.normalize(mean, dim=-1)
 
 
-def build() -> Encoder:
+def build(layers: int = LAYERS) -> Encoder:
     """The encoder in eval mode, on one thread; its weights are random, and always the same."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    return Encoder().eval()
+    return Encoder(layers).eval()
 
 
 class Counts:
