@@ -152,6 +152,34 @@ def test_two_hosts_share_what_goes_before() -> None:
     lone, pair = shard(), shard(workers=2)
     for one in (lone, pair):
         for number in range(12):
-            waits(one, number, (256,), budget_s=5.0)
+            waits(one, number, (256,), budget_s=0.4)
     assert not admit(lone, (256,), 0.4)[0]
     assert admit(pair, (256,), 0.4)[0]
+
+
+def test_equals_go_before_it_only_if_their_deadline_is_not_later() -> None:
+    one = shard()
+    for number in range(12):
+        waits(one, number, (256,), budget_s=0.5)
+    assert admit(one, (256,), 0.4)[0]
+    assert admit(one, (256,), 0.5)[1] is ErrorCode.OVERLOAD
+
+
+def test_it_joins_those_that_wait_and_does_not_come_behind_them_alone() -> None:
+    one = shard()
+    for number in range(10):
+        waits(one, number, SHORT, budget_s=0.033)
+    curve = one.state.devices["w1"].curves["m:1"]
+    joined_s = 11 * curve.share(SHORT)
+    assert joined_s < 0.033 < 10 * curve.share(SHORT) + encoder(1, SHORT)
+    admitted, _, predicted_s = admit(one, SHORT, 0.033)
+    assert admitted
+    assert predicted_s == pytest.approx(joined_s)
+
+
+def test_whoever_is_worth_more_goes_first() -> None:
+    one = shard()
+    for number in range(200):
+        waits(one, number, (100,), budget_s=5.0)  # 200 x 16 ms
+    asked = request(1000, arrived_s=NOW, deadline_s=NOW + 1.0, extents=LONG, weight=10.0)
+    assert one.scheduler.policy.admit(model(one), asked, NOW).admitted
