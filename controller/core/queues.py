@@ -240,7 +240,7 @@ class ModelQueue:
         heapq.heappush(self._starts, (request.latest_s, self._order, request))
 
     def share_before(self, rank: int, deadline_s: float) -> float:
-        """Sum of the shares of waiting requests of lower ranks, and of those of this one whose deadline is not later."""
+        """Sum of the shares of who waits: of lower ranks, and of this one those whose deadline is not later."""
         own = self.ranks.get(rank)
         own_s = own.until(deadline_s) if own is not None else 0.0
         return own_s + sum(other.share_s for known, other in self.ranks.items() if known < rank)
