@@ -1,5 +1,7 @@
 """Requests of unequal extents: who goes together, who is too late, and who is let in."""
 
+from collections.abc import Mapping
+
 import pytest
 
 from controller.core.policies.by_extents import Together
@@ -15,8 +17,13 @@ NOW = 100.0
 LONG, SHORT = (512,), (16,)
 
 
-def shard(spec: wire.ModelSpec | None = None, profile: wire.Profile | None = None, workers: int = 1) -> Shard:
-    one = Shard()
+def shard(
+    spec: wire.ModelSpec | None = None,
+    profile: wire.Profile | None = None,
+    workers: int = 1,
+    policy: Mapping[str, float] | None = None,
+) -> Shard:
+    one = Shard(policy=policy)
     one.want(["m:1"])
     for n in range(workers):
         report = open_prepared("m:1", spec or open_spec(), profile or sized_profile())
@@ -138,6 +145,14 @@ def test_a_short_request_is_let_in_past_long_ones_and_a_long_one_is_not_let_in_b
         waits(one, number, (100,), budget_s=5.0)
     admitted, code, _ = admit(one, LONG, 1.0)  # 200 x 16 ms go first
     assert (admitted, code) == (False, ErrorCode.OVERLOAD)
+
+
+def test_nothing_goes_before_where_it_is_set_so() -> None:
+    one = shard(policy={"refuse_ahead": 0})
+    for number in range(200):
+        waits(one, number, (100,), budget_s=5.0)
+    assert admit(one, LONG, 1.0)[0]
+    assert admit(one, LONG, 0.08)[1] is ErrorCode.DEADLINE  # it takes 89 ms
 
 
 def test_a_request_that_is_late_even_alone_is_refused_by_its_own_length() -> None:
