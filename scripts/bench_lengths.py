@@ -1,7 +1,7 @@
 """Requests of unequal length on the simulator: the tables of docs/benchmarks_scheduler.md, "Batches of unequal length".
 
 python scripts/bench_lengths.py [--quick] [--cost NAME]... [--load FACTOR]... [--seeds N] [--requests N] [--edges N]
-    [--no-bound] [--first-seed N] [--jobs N] [--json FILE] [--plot FILE.png]
+    [--no-bound] [--set NAME=VALUE]... [--first-seed N] [--jobs N] [--json FILE] [--plot FILE.png]
 python scripts/bench_lengths.py --refusing [--devices N] [--noise CV] [--cost NAME]... [--load FACTOR]... ...
 
 The cells are those of study Q: five kinds of lengths, two of arrivals, four objectives, two costs; one encoder on one
@@ -61,6 +61,7 @@ class LengthRun:
     requests: int
     edges: int | None
     bounds: bool
+    parameters: tuple[tuple[str, float], ...] = ()  # of the policy `atc`, in place of its own
 
     def records(self) -> dict[str, dict[str, Any]]:
         """{rule or bound: its record}."""
@@ -79,7 +80,8 @@ class LengthRun:
 
     def _simulated(self, scenario: Scenario, trace: Trace, policy: str) -> dict[str, Any]:
         began_s = time.process_time()
-        outcome = Simulation(scenario, trace, policy, self.seed).run()
+        given = dict(self.parameters) if policy == OURS else {}
+        outcome = Simulation(scenario, trace, policy, self.seed, given).run()
         took_s = time.process_time() - began_s
         record = outcome.record(policy, self.seed, scenario.devices.count, scenario.load.seconds)
         return record | {"us_per_request": took_s / len(trace) * 1e6}
@@ -219,6 +221,11 @@ def unexpected(found: Found) -> list[str]:
     return told
 
 
+def _parameter(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    return name, float(value)
+
+
 def main() -> int:
     """Prints Markdown. Exit code 1 if a rule is above a bound."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -230,6 +237,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, help="of each run, 5000 by default")
     parser.add_argument("--edges", type=int, help="the device pads to so many edges; by default to none")
     parser.add_argument("--no-bound", action="store_true", help="without the bounds")
+    parser.add_argument("--set", action="append", default=[], type=_parameter, help="parameter of atc: NAME=VALUE")
     parser.add_argument("--refusing", action="store_true", help="instead: with and without early refusals")
     parser.add_argument("--devices", type=int, default=1, help="with --refusing; 1 by default")
     parser.add_argument("--noise", type=float, default=0.0, help="with --refusing: of durations, 0 by default")
@@ -249,7 +257,10 @@ def main() -> int:
         refusals = [RefusalRun(cell, seed, requests, arguments.devices, arguments.noise) for cell, seed in drawn]
         print("\n".join(table(dict(measure(refusals, arguments.jobs)), loads)))
         return 0
-    runs = [LengthRun(cell, seed, requests, arguments.edges, not arguments.no_bound) for cell, seed in drawn]
+    runs = [
+        LengthRun(cell, seed, requests, arguments.edges, not arguments.no_bound, tuple(arguments.set))
+        for cell, seed in drawn
+    ]
     found = dict(measure(runs, arguments.jobs))
     for cost in costs:
         print("\n".join([*by_load(found, cost, loads), *by_kind(found, cost)]))

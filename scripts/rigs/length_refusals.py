@@ -69,7 +69,7 @@ def table(found: Mapping[RefusalRun, Mapping[str, Mapping[str, Any]]], loads: Se
 
     def mean(rule: str, key: str, load: float | None = None) -> float:
         values = [records[rule][key] for run, records in found.items() if load in (run.cell.load, None)]
-        return statistics.mean(value for value in values if value is not None)
+        return float(statistics.mean(value for value in values if value is not None))
 
     heads = ["refused early", *(f"load {load:g}" for load in loads), "least", "most", "longest", "early", "told after"]
     lines = ["### Refusing early", "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
