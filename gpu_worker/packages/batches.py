@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from gpu_worker.packages.sizing import LARGE_POSITIONS, PAIR_POSITIONS, Sizing, product
+from mesh import wire
 from mesh.sizes import Extents, holds, joint
 
 # (rows, generator) -> inputs that a model can run on, each [rows, ...]; of a model with open dimensions also
@@ -49,6 +50,15 @@ class RareRowTrial:
     name: str
     alone: TrialBatch | None  # None: the output for the rare row itself is not compared
     pair: TrialBatch
+
+
+@dataclass(frozen=True, slots=True)
+class FilledRowTrial:
+    """A row whose values all lie on one side of what it is filled up with: alone, and filled up."""
+
+    name: str
+    alone: TrialBatch
+    filled: TrialBatch
 
 
 class BatchMaker:
@@ -180,6 +190,43 @@ def rare_rows(alone: Sequence[Sequence[torch.Tensor]], sizing: Sizing) -> list[R
             alone_too = None if none else TrialBatch(tuple(odd), (None,))
             found.append(RareRowTrial(name, alone_too, _pair(odd, first, own, sizing)))
     return found
+
+
+def one_sided_rows(
+    alone: Sequence[TrialBatch], filled_up: Sequence[TrialBatch], sizing: Sizing
+) -> list[FilledRowTrial]:
+    """Returns rows in which no value is, or lies beyond, what fills them up: a maximum or an order would show it.
+
+    Random rows mostly have smaller and greater values, and integers the least one that was drawn: filling up with it
+    changes no maximum, no minimum and no set. `filled_up`: rows of `alone`, filled up to greater extents.
+    """
+    if not filled_up:
+        return []
+    goal = next((batch for batch in filled_up if batch.origins == (1,)), filled_up[0])
+    ((origin,), _) = goal.tried
+    row, extents = alone[origin].inputs, sizing.of(goal.inputs)
+    found = []
+    for name, side in (("smaller values", -1), ("greater values", 1)):
+        odd = [_on_side(tensor, spec, side) for tensor, spec in zip(row, sizing.inputs, strict=True)]
+        if any(not torch.equal(one, other) for one, other in zip(odd, row, strict=True)):
+            filled = tuple(sizing.padded(odd, extents))
+            found.append(
+                FilledRowTrial(name, TrialBatch(tuple(odd), (0,)), TrialBatch(filled, (0,), (sizing.of(row),)))
+            )
+    return found
+
+
+def _on_side(tensor: torch.Tensor, spec: wire.TensorSpec, side: int) -> torch.Tensor:
+    """Returns the input with all values below (-1) or above (1) its filling; as it is where it has none, or must be.
+
+    Which integers are valid is not known: all are the least or the greatest of the row, unless that is the filling.
+    """
+    if not any(spec.dims) or tensor.dtype is torch.bool or not tensor.numel():
+        return tensor
+    if tensor.is_floating_point():
+        return (spec.pad + side * tensor.double().abs()).to(tensor.dtype)
+    value = int(tensor.min() if side < 0 else tensor.max())
+    return tensor if value == spec.pad else torch.full_like(tensor, value)
 
 
 def _filled(row: torch.Tensor, drawn: torch.Tensor, *, least: bool) -> torch.Tensor:
