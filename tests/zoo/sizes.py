@@ -154,7 +154,7 @@ CASES = [
     taken("per_token", lambda: Of(lambda m, x: x.sin()), X, ("seq",)),
     taken("largest", lambda: Of(lambda m, x: x.amax(1)), X, (), options={"pad": {"x": -1e18}}),
     taken("smallest_of_many", lambda: Of(lambda m, x: x.amin(1)), X, (), options={"pad": {"x": 1e18}}, dims=LONG),
-    taken("maximum_over_the_words_shown", lambda: Of(lambda m, ids, mask: m.net(ids).masked_fill(~mask[:, :, None], -9.0)
+    taken("maximum_of_what_is_shown", lambda: Of(lambda m, ids, mask: m.net(ids).masked_fill(~mask[:, :, None], -9.0)
           .amax(1), net=nn.Embedding(WORDS, WIDTH)), TOKENS, (WIDTH,), span={"ids": (0, WORDS)}, dims=LONG),
     taken("in_two_orders", lambda: Of(lambda m, x: x.transpose(1, 2)), {"x": ("float32", ("seq", 3))}, (3, "seq")),
     taken("fully_convolutional", convolutional, PIXELS, (2, "h", "w"), dims=PICTURE, options={"exact": True}),
