@@ -54,7 +54,7 @@ class RareRowTrial:
 
 @dataclass(frozen=True, slots=True)
 class FilledRowTrial:
-    """A row whose values all lie on one side of what it is filled up with: alone, and filled up."""
+    """A row that shows what it is filled up with, whatever that changes: alone, and filled up."""
 
     name: str
     alone: TrialBatch
@@ -192,36 +192,39 @@ def rare_rows(alone: Sequence[Sequence[torch.Tensor]], sizing: Sizing) -> list[R
     return found
 
 
-def one_sided_rows(
-    alone: Sequence[TrialBatch], filled_up: Sequence[TrialBatch], sizing: Sizing
-) -> list[FilledRowTrial]:
-    """Returns rows in which no value is, or lies beyond, what fills them up: a maximum or an order would show it.
+def telling_rows(alone: Sequence[TrialBatch], filled_up: Sequence[TrialBatch], sizing: Sizing) -> list[FilledRowTrial]:
+    """Returns rows that show their filling where random ones hardly do: in what is True of all, and in the outermost.
 
-    Random rows mostly have smaller and greater values, and integers the least one that was drawn: filling up with it
-    changes no maximum, no minimum and no set. `filled_up`: rows of `alone`, filled up to greater extents.
+    Random masks leave something out, and random rows have smaller and greater values than their filling, integers the
+    least one that was drawn: filling up changes no maximum, no minimum and no set of them. `filled_up`: rows of
+    `alone`, filled up to greater extents.
     """
     if not filled_up:
         return []
     goal = next((batch for batch in filled_up if batch.origins == (1,)), filled_up[0])
     ((origin,), _) = goal.tried
     row, extents = alone[origin].inputs, sizing.of(goal.inputs)
-    found = []
-    for name, side in (("smaller values", -1), ("greater values", 1)):
-        odd = [_on_side(tensor, spec, side) for tensor, spec in zip(row, sizing.inputs, strict=True)]
-        if any(not torch.equal(one, other) for one, other in zip(odd, row, strict=True)):
+    kinds = (("no flag False", 0), ("smaller values than its filling", -1), ("greater values than its filling", 1))
+    found, known = [], [row]
+    for name, side in kinds:
+        odd = tuple(_on_side(tensor, spec, side) for tensor, spec in zip(row, sizing.inputs, strict=True))
+        if not any(all(map(torch.equal, odd, other)) for other in known):
             filled = tuple(sizing.padded(odd, extents))
-            found.append(
-                FilledRowTrial(name, TrialBatch(tuple(odd), (0,)), TrialBatch(filled, (0,), (sizing.of(row),)))
-            )
+            found.append(FilledRowTrial(name, TrialBatch(odd, (0,)), TrialBatch(filled, (0,), (sizing.of(row),))))
+            known.append(odd)
     return found
 
 
 def _on_side(tensor: torch.Tensor, spec: wire.TensorSpec, side: int) -> torch.Tensor:
-    """Returns the input with all values below (-1) or above (1) its filling; as it is where it has none, or must be.
+    """Returns the input with all flags True, and all values below (-1) or above (1) its filling, or as they are (0).
 
     Which integers are valid is not known: all are the least or the greatest of the row, unless that is the filling.
     """
-    if not any(spec.dims) or tensor.dtype is torch.bool or not tensor.numel():
+    if not any(spec.dims) or not tensor.numel():
+        return tensor
+    if tensor.dtype is torch.bool:
+        return torch.ones_like(tensor)
+    if not side:
         return tensor
     if tensor.is_floating_point():
         return (spec.pad + side * tensor.double().abs()).to(tensor.dtype)

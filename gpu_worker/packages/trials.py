@@ -21,8 +21,8 @@ from gpu_worker.packages.batches import (
     Draw,
     TrialBatch,
     laid_out,
-    one_sided_rows,
     rare_rows,
+    telling_rows,
 )
 from gpu_worker.packages.comparing import Rounding, Run, amount, same
 from gpu_worker.packages.sizing import NOTHING_OPEN, Sizing, told
@@ -79,11 +79,11 @@ class Trial:
         # each a row alone, filled up to greater extents
         self.padded = self._make.padded()
         self.beside = rare_rows([batch.inputs for batch in self.alone], sizing) if batch_max > 1 else []
-        self.one_sided = one_sided_rows(self.alone, self.padded, sizing)
+        self.telling = telling_rows(self.alone, self.padded, sizing)
 
     @property
     def batches(self) -> list[TrialBatch]:
-        """All batches that must run; those with rare values (`beside`, `one_sided`) may fail."""
+        """All batches that must run; those with rare values (`beside`, `telling`) may fail."""
         return [*self.alone, *self.mixed, *self.padded]
 
     @property
@@ -238,7 +238,7 @@ def check_padding(
                 raise _padding_matters(place, spec, trial.sizing, batch, "", amount(expected, found, close))
 
 
-def check_one_sided(
+def check_telling(
     place: str,
     specs: Sequence[wire.TensorSpec],
     run: Run,
@@ -246,13 +246,13 @@ def check_one_sided(
     results: Sequence[Sequence[torch.Tensor]],
     close: float,
 ) -> None:
-    """A row gives the same filled up where all its values lie on one side of what fills it up, as a maximum tells.
+    """A row gives the same filled up where its filling is not like it: where no flag is False, or all values are less.
 
     Not for a GPU, where a row that the model does not accept may end all use of the device. Raises: PackageError, code
     padding_matters.
     """
     apart = trial.apart(specs, results)
-    for one in trial.one_sided:
+    for one in trial.telling:
         try:
             own = apart.lone(one.alone.inputs, list(run([tensor.clone() for tensor in one.alone.inputs])))
             outputs = apart.rows(list(run([tensor.clone() for tensor in one.filled.inputs])), one.filled.own)
@@ -261,7 +261,7 @@ def check_one_sided(
         rounding = Rounding(_lone(run, apart), [one.alone.inputs], [own])
         for i, (spec, expected, found) in enumerate(zip(specs, own, outputs, strict=True)):
             if not same(expected, found, close) and not rounding.explains(i, [0], found):
-                how = f" with {one.name} than what fills it up"
+                how = f" with {one.name}"
                 raise _padding_matters(place, spec, trial.sizing, one.filled, how, amount(expected, found, close))
 
 

@@ -174,6 +174,8 @@ CASES = [
     refused("the_two_greatest", lambda m, x: x.topk(2, 1).values, "padding_matters", "", X, LONG),
     refused("a_maximum_over_words", lambda: Of(lambda m, ids: m.net(ids).amax(1), net=nn.Embedding(WORDS, WIDTH)),
             "padding_matters", "greater values", {"ids": ("int64", ("seq",))}, LONG),
+    refused("whether_all_is_shown", lambda m, x, mask: averaged(x, mask) * (1 + mask.all(1, keepdim=True)),
+            "padding_matters", "no flag False", STEPS, LONG),
     refused("a_softmax_over_padding", lambda m, x: x.softmax(1), "padding_matters", "pad={input: value}", X),
     refused("a_mask_turned_round", lambda m, x, mask: averaged(x, ~mask), "padding_matters", "True at real elements"),
     refused("as_long_as_it_is", lambda m, x: x[:, 0] * x.shape[1], "padding_matters", "", X),
