@@ -130,6 +130,7 @@ def _seen_equal(original: Original, author: Author) -> Program:
         raise
     trials.check_repeated(place, outputs, program.run, trial, results, close)
     trials.check_padding(place, outputs, program.run, trial, results, close)
+    trials.check_telling(place, outputs, program.run, trial, results, close)
     where = partial(where_mixed, graph, list(program.weights.values()), trial, close)
     trials.check_rows(place, outputs, program.run, trial, results, close, where)
     trials.check_beside(place, outputs, program.run, trial, results, close, where)

@@ -406,6 +406,7 @@ def _check(
     try:
         expected = trial.run(run_original)
         results = trials.check(place, outputs, run, trial, close)
+        trials.check_telling(place, outputs, run, trial, results, close)
         trials.check_beside(place, outputs, run, trial, results, close)
     except PackageError:
         raise
