@@ -83,7 +83,7 @@ def served(device: CpuDevice, package: Package, inputs: Sequence[torch.Tensor], 
     for phase in (Phase.INPUT, Phase.EXEC, Phase.OUTPUT):
         done = at_once(device, phase, job)
         assert done.code == "ok", done
-    job.slot[:] = 255  # overwrites the inputs, as the next batch will
+    job.slot.data[:] = 255  # overwrites the inputs, as the next batch will
     outputs = [
         torch.frombuffer(bytearray(raw), dtype=getattr(torch, spec.dtype)).view(batch, *spec.shape[1:])[:rows]
         for raw, spec in zip(job.outputs, package.spec.outputs, strict=True)
