@@ -55,7 +55,7 @@ COMMANDS = {  # {command: where it is}, in the order in which --help lists them
     "container": CommandEntry(
         "containers",
         "app",
-        "Serves a Python function as a model: one array per input, batch first; an array or a dict back.",
+        "Serves Python code as a model: one array per input, batch first; an array, a tuple or a dict back.",
     ),
     "scale": CommandEntry("containers", "app", "Has the running `gearmesh up` keep so many replicas of a container."),
     "load": CommandEntry(

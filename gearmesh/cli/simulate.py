@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 RESULT = (
     "policy", "seed", "offered", "attainment", "goodput_rps", "p99_ms", "rejected", "cold_starts", "device_utilisation",
 )  # fmt: skip
-SIZED = ("by size %", "longest %", "padding %")  # quartiles, the longest 5 %; columns if dimensions are open
+SIZED = ("by size %", "longest %", "padding %")  # in time: by quartile, of the longest 5 %; and of what was computed
 app = typer.Typer(add_completion=False)
 STDOUT = Path("-")  # in place of a file
 out = console()
@@ -103,6 +103,8 @@ def _compare(
     results, bounds = records[: len(policies) * seeds], records[len(policies) * seeds :]
     people = err if json_file == STDOUT else out
     people.print(_table(scenario.name, results, bounds))
+    if any("padding" in record for record in results):
+        people.print(_sizes(results))
     if json_file is not None:
         rows = [{key: record[key] for key in RESULT} for record in results]
         details = [{key: v for key, v in record.items() if key not in RESULT[2:]} for record in results]
@@ -148,19 +150,8 @@ def _table(title: str, results: list[dict[str, Any]], bounds: list[dict[str, Any
     """One row per policy: means over its seeds, and the spread of the main figures."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("policy", no_wrap=True)
-    sized = any("padding" in record for record in results)
-    columns = (
-        "in time %",
-        "good/s",
-        "p99 ms",
-        "refused",
-        "cold",
-        "busy %",
-        "batch",
-        *(("of bound",) if bounds else ()),
-        *(SIZED if sized else ()),
-    )
-    for column in columns:
+    columns = ("in time %", "good/s", "p99 ms", "refused", "cold", "busy %", "batch")
+    for column in columns + (("of bound",) if bounds else ()):
         table.add_column(column, justify="right", no_wrap=True)
     most = statistics.mean(bound["attainment"] for bound in bounds) if bounds else None
     for policy in dict.fromkeys(record["policy"] for record in results):
@@ -178,7 +169,6 @@ def _table(title: str, results: list[dict[str, Any]], bounds: list[dict[str, Any
             f"{(mean['device_utilisation'] or 0.0) * 100:.1f}",
             f"{mean['mean_batch']:.1f}",
             *([f"{attained / most:.3f}" if most else "-"] if bounds else []),
-            *(_by_size(mean) if sized else []),
         )
     if most is not None:
         table.add_row("bound", f"{most * 100:.2f}", style="dim")
@@ -189,11 +179,18 @@ def _table(title: str, results: list[dict[str, Any]], bounds: list[dict[str, Any
     return table
 
 
-def _by_size(mean: dict[str, float | None]) -> list[str]:
-    """The cells of SIZED."""
-    shares = [mean[key] for key in ("q1", "q2", "q3", "q4", "longest", "padding")]
-    told = ["-" if share is None else f"{share * 100:.0f}" for share in shares]
-    return ["/".join(told[:4]), *told[4:]]
+def _sizes(results: list[dict[str, Any]]) -> Table:
+    """One row per policy whose requests have sizes: means over its seeds. Beside the other columns too wide for 80."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("policy", no_wrap=True)
+    for column in SIZED:
+        table.add_column(column, justify="right", no_wrap=True)
+    for policy in dict.fromkeys(record["policy"] for record in results):
+        mine = [record for record in results if record["policy"] == policy]
+        shares = [_mean([record.get(key) for record in mine]) for key in ("q1", "q2", "q3", "q4", "longest", "padding")]
+        told = ["-" if share is None else f"{share * 100:.0f}" for share in shares]
+        table.add_row(policy, "/".join(told[:4]), *told[4:])
+    return table
 
 
 def _mean(values: list[Any]) -> float | None:

@@ -53,6 +53,16 @@ def make_model(classes=10):
 estimator = LinearRegression().fit(np.eye(4), np.arange(4.0))
 """
 GRAPH = '<ir_version: 10, opset_import: ["" : 17]>\n g (float[N,8] x) => (float[N,8] y) { y = Tanh(x) }'
+ENCODER = """<ir_version: 10, opset_import: ["" : 17]>
+ g (int64[N,seq] ids) => (float[N,1] y) <int64 pad = {1}, int64[1] along = {1}> {
+  padding = Equal(ids, pad)
+  real = Not(padding)
+  shown = Cast<to = 1>(real)
+  values = Cast<to = 1>(ids)
+  words = Sin(values)
+  kept = Mul(words, shown)
+  y = ReduceSum(kept, along)
+ }"""
 SERVED = """
 import sys
 from gearmesh import Client
@@ -172,6 +182,7 @@ def write_files(folder: Path, seed: int) -> None:
     (folder / "my_module.py").write_text(MODULE)
     np.savez(folder / "rows.npz", x=np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32))
     onnx.save(onnx.parser.parse_model(GRAPH), str(folder / "model.onnx"))
+    onnx.save(onnx.parser.parse_model(ENCODER), str(folder / "encoder.onnx"))
     rows = {"x": {0: torch.export.Dim("rows")}}
     torch.export.save(torch.export.export(Tanh(), (torch.zeros(2, 8),), dynamic_shapes=rows), folder / "program.pt2")
 

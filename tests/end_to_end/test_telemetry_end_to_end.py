@@ -107,8 +107,9 @@ def check_logs(folder: Path, ok: int, rejected: int) -> int:
     replayed = list(arrivals(folder))
     assert len(replayed) == ok + rejected
     assert replayed == sorted(replayed)
-    assert {(ref, rows) for _, ref, _, rows in replayed} == {("a:1", 1), ("b:1", 1), ("never:1", 1)}
-    for _, ref, slo_s, _ in replayed:
+    kinds = {(ref, rows, extents) for _, ref, _, rows, extents in replayed}
+    assert kinds == {("a:1", 1, ()), ("b:1", 1, ()), ("never:1", 1, ())}
+    for _, ref, slo_s, _, _ in replayed:
         assert 0 < slo_s <= (HOPELESS_MS if ref == "never:1" else LONG_MS) / 1e3  # left when the frontend sent it on
     return sum(fact.code != "ok" for fact in actions.facts)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from gearmesh.cli.main import app as gearmesh
@@ -172,7 +173,10 @@ def test_a_plot_that_cannot_be_drawn_is_refused_before_the_run(tmp_path: Path, m
     assert not written.exists()
 
 
-def test_who_was_served_by_size_is_told_where_requests_have_sizes(tmp_path: Path) -> None:
+def test_who_was_served_by_size_is_told_where_requests_have_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gearmesh.cli.simulate.out", Console(width=80))
     plain = run(write(tmp_path), "--policy", "fifo").output
     file = tmp_path / "sized.toml"
     file.write_text(SIZED)
@@ -180,6 +184,7 @@ def test_who_was_served_by_size_is_told_where_requests_have_sizes(tmp_path: Path
     for column in ("by size %", "longest %", "padding %"):
         assert column in " ".join(told.split())
         assert column not in " ".join(plain.split())
+    assert "…" not in told, "all of it fits a terminal of 80 columns"
     found = results(tmp_path, str(file), "--policy", "atc", "--bound")
     (details,) = found["details"]
     assert {"q1", "q2", "q3", "q4", "longest", "padding"} <= details.keys()
