@@ -90,6 +90,14 @@ def kinds(spec: wire.TensorSpec, extents: Sequence[int], sizing: Sizing = NOTHIN
     return known[:at] + lengths + known[at:]
 
 
+def _begun(drawn: torch.Tensor, spec: wire.TensorSpec, kind: ValueKind) -> torch.Tensor:
+    """Returns drawn integers of which no row begins with what fills it up: as a mask, it would hide the whole row."""
+    if kind.name == "range" and kind.high - 1 > spec.pad >= kind.low and any(spec.dims) and drawn.numel():
+        first = drawn.view(len(drawn), -1)[:, :1]
+        first[first == int(spec.pad)] = kind.high - 1
+    return drawn
+
+
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """Draws random rows, each input of its kind."""
@@ -102,7 +110,11 @@ class Drawn:
         """Returns one tensor `[rows, ...]` for each input, of these extents or else of usual ones."""
         dims, extents = self.sizing.dims, extents or self.sizing.usual
         return [
-            kind.draw(getattr(torch, spec.dtype), (rows, *row_shape(spec, dims, extents)), generator, extents)
+            _begun(
+                kind.draw(getattr(torch, spec.dtype), (rows, *row_shape(spec, dims, extents)), generator, extents),
+                spec,
+                kind,
+            )
             for spec, kind in zip(self.specs, self.kinds, strict=True)
         ]
 
