@@ -95,7 +95,7 @@ def _wrong_shape(kind: str, tensor: Tensor) -> ContainerError:
     own = " An output of --exact may have -1, too, where its extent is its own" if kind == "output" else ""
     return ContainerError(
         f"{kind} {name}: shape must be -1 for the batch and then positive numbers, or names of open dimensions; got "
-        f"{shape}: declare it with --{kind} {name}:{dtype}:-1,...{own}"
+        f"{shape}: declare it with --{kind} {name}:{dtype}:-1,..., an open dimension as -1,seq.{own}"
     )
 
 

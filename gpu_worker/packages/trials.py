@@ -39,8 +39,9 @@ INDEPENDENT = (
 )
 UNPADDED = (
     "Rows of other extents are filled up to share a batch: take a mask, a bool input that is True at real elements, "
-    "and compute nothing from what it leaves out; or say with pad={input: value} what leaves the answer alone; or give "
-    "exact=True, and only rows of equal extents share a batch; or serve the function as a container"
+    "and compute nothing from what it leaves out (of a mask of integers give rows that are one: example); or say with "
+    "pad={input: value} what leaves the answer alone; or give exact=True, and only rows of equal extents share a "
+    "batch; or serve the function as a container"
 )
 DRAWN = "An answer must depend on its request alone: leave out what is drawn at random, or take it as an input"
 
