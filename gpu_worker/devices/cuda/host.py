@@ -4,6 +4,7 @@ It is as asynchronous as a GPU: nothing has happened when an issuing call return
 they wait, and the next event reports a failure. So the device above it can be tested without a GPU.
 """
 
+import itertools
 import queue
 import threading
 import time
@@ -12,7 +13,7 @@ from functools import partial
 
 import torch
 
-from gpu_worker.devices.cuda.driver import Event, MemoryFull, Pinned, Stream, Work
+from gpu_worker.devices.cuda.driver import Event, MemoryFull, Pinned, Stream, Timed, Work
 
 MEMORY_BYTES = 1 << 30
 
@@ -152,6 +153,17 @@ class HostDriver:
         """Returns `work` itself: here operations cannot be separated from the code that calls them."""
         self._asked["capture"] += 1
         return work
+
+    def timer(self) -> Timed:
+        """Returns a function that runs works on the calling thread."""
+        return self._timed
+
+    def _timed(self, work: Work, runs: int) -> list[float]:
+        instants = [time.perf_counter()]
+        for _ in range(runs):
+            self.warm_up(work)
+            instants.append(time.perf_counter())
+        return [end_s - begin_s for begin_s, end_s in itertools.pairwise(instants)]
 
     def trim(self) -> None:
         """Does nothing: no memory is kept back here."""
