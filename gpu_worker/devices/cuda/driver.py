@@ -38,7 +38,8 @@ class Pinned(Protocol):
     tensor: torch.Tensor  # uint8, zeros at first
 
 
-Timed = Callable[[Work, int], Sequence[float]]  # (work, runs) -> seconds of each run
+Enough = Callable[[Sequence[float]], bool]  # whether these runs, in seconds, are enough
+Timed = Callable[[Work, Enough], Sequence[float]]  # returns the seconds of each run, at least one
 
 
 class Driver(Protocol):
@@ -84,7 +85,7 @@ class Driver(Protocol):
         """
 
     def timer(self) -> Timed:
-        """Returns a function that captures works and returns the seconds of each of their runs, by the device's clock.
+        """Returns a function that captures works and runs them until it is enough, timed by the device's clock.
 
         What its captures took is free once the function is dropped and `trim` was called. Only while a version is
         prepared. It raises: MemoryFull; RuntimeError if a work cannot be captured.

@@ -4,7 +4,6 @@ It is as asynchronous as a GPU: nothing has happened when an issuing call return
 they wait, and the next event reports a failure. So the device above it can be tested without a GPU.
 """
 
-import itertools
 import queue
 import threading
 import time
@@ -13,7 +12,7 @@ from functools import partial
 
 import torch
 
-from gpu_worker.devices.cuda.driver import Event, MemoryFull, Pinned, Stream, Timed, Work
+from gpu_worker.devices.cuda.driver import Enough, Event, MemoryFull, Pinned, Stream, Timed, Work
 
 MEMORY_BYTES = 1 << 30
 
@@ -158,12 +157,13 @@ class HostDriver:
         """Returns a function that runs works on the calling thread."""
         return self._timed
 
-    def _timed(self, work: Work, runs: int) -> list[float]:
-        instants = [time.perf_counter()]
-        for _ in range(runs):
+    def _timed(self, work: Work, enough: Enough) -> list[float]:
+        found: list[float] = []
+        while not found or not enough(found):
+            begin_s = time.perf_counter()
             self.warm_up(work)
-            instants.append(time.perf_counter())
-        return [end_s - begin_s for begin_s, end_s in itertools.pairwise(instants)]
+            found.append(time.perf_counter() - begin_s)
+        return found
 
     def trim(self) -> None:
         """Does nothing: no memory is kept back here."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from gpu_worker.devices.base import DeviceError
-from gpu_worker.devices.cuda.driver import Event, Pinned, Stream, Timed, Work
+from gpu_worker.devices.cuda.driver import Enough, Event, Pinned, Stream, Timed, Work
 
 WARM_SIDE = 1024  # size of the square matrices that keep the clock up: some 10 us of work
 WARM_PRODUCTS = 2
@@ -216,11 +216,11 @@ class NvidiaDriver:
         """Returns a function that times replays, whose captures have a pool of their own."""
         return partial(self._timed, _Pool())
 
-    def _timed(self, pool: "_Pool", work: Work, runs: int) -> list[float]:
+    def _timed(self, pool: "_Pool", work: Work, enough: Enough) -> list[float]:
         replay = self._captured(work, pool)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        found = []
-        for _ in range(runs):
+        found: list[float] = []
+        while not found or not enough(found):
             with torch.cuda.stream(self._side):
                 begin.record(self._side)
                 replay()

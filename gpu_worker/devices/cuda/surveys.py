@@ -18,7 +18,8 @@ from gpu_worker.devices.execution.executables import Forward
 from gpu_worker.packages.package import Package
 from mesh.sizes import Extents, most_of
 
-RUNS = 4  # of each batch of the survey; the first warms caches and does not count
+RUNS_MIN, RUNS_MAX = 2, 4  # of each batch of the survey; the first warms caches and does not count
+ENOUGH_S = 0.1  # of runs of one batch, but for RUNS_MIN
 
 
 def survey_cells(
@@ -70,4 +71,8 @@ class _Runner:
         work = partial(operate, self._forward, self._weights, self._buffer, layout)
         self._driver.warm_up(partial(self._fill_up, self._buffer, layout))
         self._driver.warm_up(work)  # libraries choose and load their kernels, which no capture allows
-        return self._timed(work, RUNS)
+        return self._timed(work, _enough)
+
+
+def _enough(seconds: Sequence[float]) -> bool:
+    return len(seconds) >= RUNS_MAX or (len(seconds) >= RUNS_MIN and sum(seconds) >= ENOUGH_S)

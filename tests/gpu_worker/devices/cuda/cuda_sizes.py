@@ -1,12 +1,16 @@
 """Earlier measurements of versions with open dimensions, and a device whose times follow from what it computes."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from gpu_worker.core.figures import Cell, SizedFigures
+from gpu_worker.core.measuring_sizes import SizedMeasurement
+from gpu_worker.core.surveying import Survey
 from gpu_worker.devices.base import Traits
-from gpu_worker.devices.cuda.driver import MemoryFull, Timed, Work
+from gpu_worker.devices.cuda.driver import Enough, MemoryFull, Timed, Work
 from gpu_worker.devices.cuda.host import HostDriver
 from gpu_worker.devices.cuda.nvidia import NvidiaDriver
 from gpu_worker.devices.cuda.versions import ENGINE
@@ -30,7 +34,24 @@ def keep(package: Package, places: Sequence[Extents], rows: Sequence[Sequence[in
         wire.SizeTimes(extents=extents, exec_s={size: 0.001 * size for size in (rows[i] if rows else (1, 2, 4))})
         for i, extents in enumerate(places)
     )
-    profile = wire.Profile(exec_s=dict(sizes[-1].exec_s), load_s=0.01, engine=ENGINE, sizes=sizes)
+    _write(package, wire.Profile(exec_s=dict(sizes[-1].exec_s), load_s=0.01, engine=ENGINE, sizes=sizes), kind)
+
+
+def measure(package: Package, cells: tuple[Cell, ...]) -> None:
+    """The version is measured in these cells, each element takes 0.1 ms, and the profile lies beside it."""
+    spec = package.spec
+    measurement = SizedMeasurement(Survey(spec.dims, spec.batch_max, spec.slo_ms / 1e3), SizedFigures(), cells)
+    measurement.loaded(0.01)
+    while plan := measurement.next_plan():
+        for batch, runs, extents in plan:
+            for _ in range(runs):
+                measurement.ran(batch, 1e-4 * batch * math.prod(extents), extents)
+    profile = measurement.profile(ENGINE)
+    assert profile is not None
+    _write(package, profile, "")
+
+
+def _write(package: Package, profile: wire.Profile, kind: str) -> None:
     kept = profile_kind(kind or HostDriver().kind, Traits(engine=ENGINE))
     write_profile(package.folder, kept, profile, package.spec.slo_ms)
 
@@ -41,17 +62,20 @@ class Computing(HostDriver):
     def __init__(self, fixed_s: float, flop_s: float, flops_max: float = float("inf")) -> None:
         super().__init__()
         self._fixed_s, self._flop_s, self._flops_max = fixed_s, flop_s, flops_max
-        self.timed = 0  # batches that were timed
+        self.runs: list[list[float]] = []  # of each batch that was timed
 
     def timer(self) -> Timed:
         """Returns what tells how long a work takes. Raises: MemoryFull."""
         return self._seconds
 
-    def _seconds(self, work: Work, runs: int) -> list[float]:
+    def _seconds(self, work: Work, enough: Enough) -> list[float]:
         with FlopCounterMode(display=False) as counter:
             self.warm_up(work)
         flops = counter.get_total_flops()
         if flops > self._flops_max:
             raise MemoryFull("tried to allocate 1 GiB; 3 MiB are free")
-        self.timed += 1
-        return [self._fixed_s + self._flop_s * flops] * runs
+        found = [self._fixed_s + self._flop_s * flops]
+        while not enough(found):
+            found.append(found[0])
+        self.runs.append(found)
+        return found

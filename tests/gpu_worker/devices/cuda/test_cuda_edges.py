@@ -18,7 +18,7 @@ from mesh.codes import ActionCode
 from mesh.errors import PackageError
 from tests.gpu_worker.devices.cuda.cuda_builders import served
 from tests.gpu_worker.devices.cuda.cuda_results import CLOSE, drivers
-from tests.gpu_worker.devices.cuda.cuda_sizes import Computing, keep
+from tests.gpu_worker.devices.cuda.cuda_sizes import Computing, keep, measure
 from tests.gpu_worker.devices.open_models import LONGEST, answers, encoder, job_of
 from tests.loops import on_loop
 
@@ -73,14 +73,35 @@ async def test_a_batch_that_takes_far_too_long_gets_no_graph(package: Package) -
 
 
 @on_loop
+async def test_the_survey_runs_short_batches_more_often_and_few_at_all(package: Package) -> None:
+    device = Computing(0.01, 1e-6)
+    await cells_on(device, package)
+    assert {len(runs) for runs in device.runs} == {2, 3, 4}
+    assert all(sum(runs[:-1]) < 0.1 for runs in device.runs if len(runs) > 2)
+    assert len(device.runs) <= 20
+
+
+@drivers
+@on_loop
+async def test_what_is_timed_was_run_on_the_device(driver: str) -> None:
+    async with served(driver) as made:
+        timed, number = made.driver.timer(), made.driver.allocate(1)
+        for _ in range(2):
+            found = timed(lambda: number.add_(1), lambda seconds: len(seconds) == 3)
+            assert len(found) == 3
+            assert all(0.0 < seconds < 60.0 for seconds in found)
+        assert number.item() == 6
+
+
+@on_loop
 async def test_a_version_has_the_same_graphs_after_a_restart_and_its_profile_holds(package: Package) -> None:
     cells = await cells_on(Computing(*STEEP), package)
-    keep(package, [cell.extents for cell in cells])
+    measure(package, cells)
     again = Computing(*FLAT)
     async with served(again) as made:
         prepared = Preparer(package.folder.parents[1], (), made.device).prepare(REF, "")
         assert made.device.traits(REF).cells == cells
-        assert again.timed == 0
+        assert not again.runs
         assert prepared.profile is not None
         assert [times.extents for times in prepared.profile.sizes] == [cell.extents for cell in cells]
 
@@ -109,7 +130,7 @@ async def test_edges_are_found_though_large_batches_do_not_fit(package: Package)
     whole, narrow = Computing(*STEEP), Computing(*STEEP, flops_max=150_000)
     cells = await cells_on(narrow, package)
     await cells_on(whole, package)
-    assert 0 < narrow.timed < whole.timed
+    assert 0 < len(narrow.runs) < len(whole.runs)
     assert len(cells) == EDGES[1]
 
 
