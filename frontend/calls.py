@@ -10,9 +10,9 @@ from frontend.controllers import Controllers
 from frontend.core.applications.messages import Failure, ModelAnswered, ModelFailed
 from frontend.core.checks import Checked
 from frontend.core.evaluations import Evaluations
+from frontend.core.open_calls import Call, CallPart, Completed
 from frontend.core.outcomes import Outcomes
 from frontend.core.output_rules import OutputFault, Shapes
-from frontend.core.requests import Call, CallPart, Completed
 from frontend.core.starting import StartingContainers
 from frontend.core.targets import Targets
 from frontend.core.window import Window

@@ -14,10 +14,10 @@ import structlog
 
 from frontend.core.answers import error_answer, ok_answer
 from frontend.core.applications.messages import SendAnswer
+from frontend.core.open_calls import Call, Completed
 from frontend.core.outcomes import Outcomes
 from frontend.core.output_rules import Shapes
 from frontend.core.protocol import AnswerTensor, Brief, InferRequest, Request, RequestRefused, busy_answer
-from frontend.core.requests import Call, Completed
 from frontend.transport import ClientId, ClientPort
 from mesh.codes import AnswerStatus, ErrorCode
 

@@ -8,7 +8,8 @@ from typing import Any, assert_never
 import msgspec
 import structlog
 
-from frontend.core.requests import Call, Completed, RequestTable
+from frontend.core.open_calls import Call, Completed
+from frontend.core.requests import RequestTable
 from frontend.core.taken import Arrival, TakenOutputs
 from mesh import wire
 from mesh.codes import LinkLoss

@@ -29,9 +29,10 @@ from frontend.core.early import Early, EarlyRequests
 from frontend.core.evaluations import Evaluations
 from frontend.core.inbox import may_wait
 from frontend.core.junk import Junk
+from frontend.core.open_calls import Call
 from frontend.core.outcomes import Outcomes
 from frontend.core.protocol import RequestRefused
-from frontend.core.requests import Call, RequestTable
+from frontend.core.requests import RequestTable
 from frontend.core.starting import StartingContainers
 from frontend.core.targets import Targets
 from frontend.replies import Replies

@@ -10,7 +10,7 @@ import structlog
 
 from gpu_worker import tuning
 from gpu_worker.core.fitting import servable
-from gpu_worker.core.fixed import fixed_batches
+from gpu_worker.core.fixed import fixed_rows
 from gpu_worker.core.ledger import Ledger, News, ReadyVersion
 from gpu_worker.core.pump import Pump
 from gpu_worker.core.sharing import Means, MeasuredGroup
@@ -124,7 +124,7 @@ class RepositoryVersions:
         """The lanes execute the version. `profile`: says which batches fit, if that is known."""
         assert self._pump is not None
         spec, pages = package.spec, package.pages(self._device.info.page_bytes)
-        sizes = None if self._device.info.any_batch else frozenset(rows for rows, _ in fixed_batches(spec).all)
+        sizes = None if self._device.info.any_batch else frozenset(fixed_rows(spec))
         self._pump.lanes.prepared(package.ref, servable(spec, pages, sizes, profile))
 
     def _not_prepared(self, ref: str, future: "Future[None]", faults: Sequence[str], code: PackageCode) -> None:

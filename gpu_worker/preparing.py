@@ -4,11 +4,11 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gpu_worker.devices.base import Device, Traits
+from gpu_worker.devices.base import Device
 from gpu_worker.devices.images import DISK
 from gpu_worker.packages.contents import ContentDigests, identities
 from gpu_worker.packages.package import Package, read_package
-from gpu_worker.profiling import read_profile
+from gpu_worker.profiling import profile_kind, read_profile
 from mesh import wire
 from mesh.codes import PackageCode
 from mesh.errors import PackageError
@@ -57,15 +57,7 @@ class Preparer:
 
     def kind(self, ref: str) -> str:
         """The kind of device, engine and place of the weights for which a profile of this version holds."""
-        traits = self.device.traits(ref)
-        usual = Traits()
-        return ", ".join(
-            (
-                self.device.info.kind,
-                *([traits.engine] if traits.engine != usual.engine else []),
-                *([f"weights on {traits.load_from}"] if traits.load_from != usual.load_from else []),
-            )
-        )
+        return profile_kind(self.device.info.kind, self.device.traits(ref))
 
     def _check_room(self, package: Package) -> None:
         """The weights fit the device, as the header says: nothing of them is read otherwise. Raises: PackageError."""

@@ -9,6 +9,7 @@ import msgspec
 from gpu_worker.core.figures import Cell
 from gpu_worker.core.gridding import are_possible
 from gpu_worker.core.measuring import ladder
+from gpu_worker.devices.base import Traits
 from gpu_worker.packages.reading.files import read_plain
 from gpu_worker.packages.stored import PROFILE_BYTES_MAX, PROFILES
 from mesh import wire
@@ -33,10 +34,21 @@ def profile_file(folder: Path, kind: str) -> Path:
     return folder / PROFILES / (re.sub(r"[^A-Za-z0-9.]+", "-", kind).strip("-").lower() + ".json")
 
 
-def read_profile(folder: Path, kind: str, spec: wire.ModelSpec, cells: Sequence[Cell] = ()) -> wire.Profile | None:
+def profile_kind(device: str, traits: Traits) -> str:
+    """Returns the kind of device, engine and place of the weights for which a profile holds; `device`: its kind."""
+    usual = Traits()
+    engine = [traits.engine] if traits.engine != usual.engine else []
+    place = [f"weights on {traits.load_from}"] if traits.load_from != usual.load_from else []
+    return ", ".join((device, *engine, *place))
+
+
+def read_profile(
+    folder: Path, kind: str, spec: wire.ModelSpec, cells: Sequence[Cell] = (), rows: Sequence[int] = ()
+) -> wire.Profile | None:
     """The profile that was measured before. None if there is no file, or it does not fit the version any more.
 
-    `cells`: all batches that the device can execute of a version with open dimensions; (): any.
+    `cells`: all batches that the device can execute of a version with open dimensions; (): of any extents, and of these
+    `rows`; (): those of the ladder.
     """
     try:
         content = read_plain(profile_file(folder, kind), PROFILE_BYTES_MAX)
@@ -46,7 +58,7 @@ def read_profile(folder: Path, kind: str, spec: wire.ModelSpec, cells: Sequence[
     profile = found.profile
     if spec.dims:
         right = (found.format, found.slo_ms) == (SIZED_FORMAT, spec.slo_ms)
-        right = right and are_possible(profile.sizes, spec.dims, spec.batch_max, cells)
+        right = right and are_possible(profile.sizes, spec.dims, rows or ladder(spec.batch_max), cells)
         fits = right and profile.exec_s == profile.sizes[-1].exec_s
     else:
         fits = found.format == FORMAT and not profile.sizes and set(ladder(spec.batch_max)) == set(profile.exec_s)

@@ -1,12 +1,14 @@
 """Requests of unequal length on the simulator: the tables of docs/benchmarks_scheduler.md, "Batches of unequal length".
 
 python scripts/bench_lengths.py [--quick] [--cost NAME]... [--load FACTOR]... [--seeds N] [--requests N] [--edges N]
-    [--no-bound] [--jobs N] [--json FILE] [--plot FILE.png]
+    [--no-bound] [--set NAME=VALUE]... [--first-seed N] [--jobs N] [--json FILE] [--plot FILE.png]
+python scripts/bench_lengths.py --refusing [--devices N] [--noise CV] [--cost NAME]... [--load FACTOR]... ...
 
 The cells are those of study Q: five kinds of lengths, two of arrivals, four objectives, two costs; one encoder on one
 device. Compared on the same arrivals: `atc`; `atc`, everything padded to the longest; `clockwork` and `fifo`, padded to
 the longest in the batch; and, apart from the scheduler, batches in the order of deadlines or of arrival with a fixed
-size (the best of four for each cell, with hindsight). Figures are means over cells and seeds.
+size (the best of four for each cell, with hindsight). Figures are means over cells and seeds. With --refusing: `atc`
+with and without its early refusals.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import Progress
@@ -32,6 +34,7 @@ from gearmesh.simulation.scenario import Scenario
 from gearmesh.telemetry.machine import describe
 from scripts.rigs.flags import picture
 from scripts.rigs.length_cells import BATCH_MAX, COSTS, LENGTHS, LOADS, LengthCell, all_cells
+from scripts.rigs.length_refusals import RefusalRun, table
 from scripts.rigs.length_rules import first_come, longest_by_deadline
 from scripts.rigs.suite_plots import LIMIT, Panel, draw
 
@@ -58,6 +61,7 @@ class LengthRun:
     requests: int
     edges: int | None
     bounds: bool
+    parameters: tuple[tuple[str, float], ...] = ()  # of the policy `atc`, in place of its own
 
     def records(self) -> dict[str, dict[str, Any]]:
         """{rule or bound: its record}."""
@@ -76,7 +80,8 @@ class LengthRun:
 
     def _simulated(self, scenario: Scenario, trace: Trace, policy: str) -> dict[str, Any]:
         began_s = time.process_time()
-        outcome = Simulation(scenario, trace, policy, self.seed).run()
+        given = dict(self.parameters) if policy == OURS else {}
+        outcome = Simulation(scenario, trace, policy, self.seed, given).run()
         took_s = time.process_time() - began_s
         record = outcome.record(policy, self.seed, scenario.devices.count, scenario.load.seconds)
         return record | {"us_per_request": took_s / len(trace) * 1e6}
@@ -97,14 +102,17 @@ class LengthRun:
         return {DEADLINES: {"attainment": statistics.mean(by_deadline)}, ARRIVAL: {"attainment": max(fixed)}}
 
 
-def measure(runs: Sequence[LengthRun], jobs: int | None) -> Iterator[tuple[LengthRun, dict[str, dict[str, Any]]]]:
+Run = TypeVar("Run", LengthRun, RefusalRun)
+
+
+def measure(runs: Sequence[Run], jobs: int | None) -> Iterator[tuple[Run, dict[str, dict[str, Any]]]]:
     """Each run with its records, as they finish."""
     with (
         ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=get_context("forkserver")) as pool,
         Progress(console=err, transient=True) as progress,
     ):
         bar = progress.add_task("cells", total=len(runs))
-        futures = {pool.submit(LengthRun.records, run): run for run in runs}
+        futures = {pool.submit(run.records): run for run in runs}
         for future in as_completed(futures):
             progress.advance(bar)
             yield futures[future], future.result()
@@ -213,16 +221,26 @@ def unexpected(found: Found) -> list[str]:
     return told
 
 
+def _parameter(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    return name, float(value)
+
+
 def main() -> int:
     """Prints Markdown. Exit code 1 if a rule is above a bound."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"loads {QUICK_LOADS}, one seed, 1000 requests")
     parser.add_argument("--cost", action="append", choices=COSTS, help="both by default")
     parser.add_argument("--load", action="append", type=float, help=f"{LOADS} by default")
-    parser.add_argument("--seeds", type=int, help="3 by default, from 11 on as in the study")
+    parser.add_argument("--seeds", type=int, help="3 by default")
+    parser.add_argument("--first-seed", type=int, default=11, help="11 by default, as in the study")
     parser.add_argument("--requests", type=int, help="of each run, 5000 by default")
     parser.add_argument("--edges", type=int, help="the device pads to so many edges; by default to none")
     parser.add_argument("--no-bound", action="store_true", help="without the bounds")
+    parser.add_argument("--set", action="append", default=[], type=_parameter, help="parameter of atc: NAME=VALUE")
+    parser.add_argument("--refusing", action="store_true", help="instead: with and without early refusals")
+    parser.add_argument("--devices", type=int, default=1, help="with --refusing; 1 by default")
+    parser.add_argument("--noise", type=float, default=0.0, help="with --refusing: of durations, 0 by default")
     parser.add_argument("--jobs", type=int, help="processes; by default one for each core")
     parser.add_argument("--json", type=Path, help="write all records there, too")
     parser.add_argument("--plot", type=picture, help="draw the attainments there: .png, .svg or .pdf")
@@ -232,13 +250,17 @@ def main() -> int:
     seeds = arguments.seeds or (1 if arguments.quick else 3)
     requests = arguments.requests or (1000 if arguments.quick else 5000)
     cells = all_cells(costs=costs, loads=loads)
-    runs = [
-        LengthRun(cell, seed, requests, arguments.edges, not arguments.no_bound)
-        for cell in cells
-        for seed in range(11, 11 + seeds)
-    ]
+    drawn = [(cell, seed) for cell in cells for seed in range(arguments.first_seed, arguments.first_seed + seeds)]
     command = "python scripts/bench_lengths.py " + " ".join(sys.argv[1:])
-    print(f"`{command.strip()}` on {describe()}, {len(runs)} runs of {requests} requests\n")
+    print(f"`{command.strip()}` on {describe()}, {len(drawn)} runs of {requests} requests\n")
+    if arguments.refusing:
+        refusals = [RefusalRun(cell, seed, requests, arguments.devices, arguments.noise) for cell, seed in drawn]
+        print("\n".join(table(dict(measure(refusals, arguments.jobs)), loads)))
+        return 0
+    runs = [
+        LengthRun(cell, seed, requests, arguments.edges, not arguments.no_bound, tuple(arguments.set))
+        for cell, seed in drawn
+    ]
     found = dict(measure(runs, arguments.jobs))
     for cost in costs:
         print("\n".join([*by_load(found, cost, loads), *by_kind(found, cost)]))

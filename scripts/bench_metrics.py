@@ -17,8 +17,8 @@ from typing import Any
 
 from controller.core.telemetry.models import BOUNDS, ModelTable
 from frontend.admin.metrics import metrics_text
+from frontend.core.open_calls import Call
 from frontend.core.outcomes import Outcomes
-from frontend.core.requests import Call
 from frontend.gateway.watch import PAUSE_S
 from gearmesh.telemetry.machine import describe
 from mesh import wire

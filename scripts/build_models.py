@@ -38,6 +38,7 @@ Labels = npt.NDArray[np.int64]
 SEED = 7
 COPIES_MAX = 9999
 PIXELS = {"image": ("float32", (64,))}
+DEMO_LAYERS = 2  # of the text encoder: it is measured at many lengths before it is served
 PHOTO = {"x": ("float32", (3, 224, 224))}
 
 
@@ -168,7 +169,7 @@ def build_encoder(repository: Path, name: str) -> str:
     """Writes the package of a text encoder that takes texts of any length. Returns a line about it."""
     words = ("int64", ("words",)), ("bool", ("words",))
     package = put(
-        repository, name, encoder.build(), inputs={"ids": words[0], "mask": words[1]}, outputs=["vector"],
+        repository, name, encoder.build(DEMO_LAYERS), inputs={"ids": words[0], "mask": words[1]}, outputs=["vector"],
         dims={"words": (1, encoder.LONGEST)}, batch_max=16, slo_ms=1000.0,
         description="random weights: texts that share words are alike",
     )  # fmt: skip

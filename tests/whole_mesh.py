@@ -14,8 +14,9 @@ from frontend.core import protocol
 from frontend.core.cache import PredictionCache
 from frontend.core.early import Early, EarlyRequests
 from frontend.core.evaluations import Evaluations
+from frontend.core.open_calls import Call, CallPart, Completed
 from frontend.core.outcomes import Outcomes, outcome_of
-from frontend.core.requests import Call, CallPart, Completed, RequestTable
+from frontend.core.requests import RequestTable
 from gearmesh.telemetry.endings import amended, endings
 from mesh import wire
 from mesh.codes import AnswerStatus, ErrorCode, RequestOutcome

@@ -44,7 +44,7 @@ class Request:
     closed: bool = False  # answered, refused or cancelled: whoever still holds it must not plan it
     extents: Extents = ()  # of its inputs, in the model's open dimensions; so below: set while it waits
     share_s: float = 0.0  # EXEC time of its rows in the cheapest batches of such rows, at scale 1
-    rank: int = 0  # of the share of one row: a request of a lower rank is cheaper
+    rank: int = 0  # of the share of one row by its weight: of a lower rank is what earns more per second
     latest_s: float = math.inf  # EXEC has to start by then to end in time if it is alone
 
     @property
@@ -74,6 +74,33 @@ def _deadline(request: Request) -> float:
 
 
 @dataclass(slots=True)
+class Rank:
+    """Waiting requests of one rank, earliest deadline first: one entry of each list for each request."""
+
+    deadlines: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)  # their share_s
+    share_s: float = 0.0  # the sum of these
+
+    def add(self, request: Request) -> None:
+        """The request is one of them."""
+        at = bisect_right(self.deadlines, request.deadline_s)
+        self.deadlines.insert(at, request.deadline_s)
+        self.shares.insert(at, request.share_s)
+        self.share_s += request.share_s
+
+    def remove(self, request: Request) -> None:
+        """The request, which is one of them, is none any more."""
+        at = self.shares.index(request.share_s, bisect_left(self.deadlines, request.deadline_s))
+        del self.deadlines[at], self.shares[at]
+        self.share_s = max(0.0, self.share_s - request.share_s) if self.shares else 0.0
+
+    def until(self, deadline_s: float) -> float:
+        """Sum of the shares of those whose deadline is not later."""
+        count = bisect_right(self.deadlines, deadline_s)
+        return self.share_s if count == len(self.shares) else sum(self.shares[:count])
+
+
+@dataclass(slots=True)
 class ModelQueue:
     """Waiting requests, earliest deadline first, ties in order of arrival.
 
@@ -88,7 +115,7 @@ class ModelQueue:
     many: int = 0  # waiting requests with more than one row
     weighted: int = 0  # waiting requests whose weight is not 1
     share_s: float = 0.0  # of all waiting requests with extents; so below
-    ranks: dict[int, float] = field(default_factory=dict)  # {rank: sum of share_s}
+    ranks: dict[int, Rank] = field(default_factory=dict)
     _starts: list[tuple[float, int, Request]] = field(default_factory=list)  # heap of (latest_s, order, request), and
     # of some that were taken
     _order: int = 0  # of the last that was pushed there
@@ -196,9 +223,14 @@ class ModelQueue:
     def _count_cost(self, request: Request, sign: int) -> None:
         share_s = sign * request.share_s
         self.share_s = max(0.0, self.share_s + share_s)
-        self.ranks[request.rank] = max(0.0, self.ranks.get(request.rank, 0.0) + share_s)
         if sign > 0:
+            self.ranks.setdefault(request.rank, Rank()).add(request)
             self._note_start(request)
+        else:
+            rank = self.ranks[request.rank]
+            rank.remove(request)
+            if not rank.shares:
+                del self.ranks[request.rank]
 
     def _note_start(self, request: Request) -> None:
         if len(self._starts) > 2 * len(self) + COMPACT_AT:
@@ -207,9 +239,11 @@ class ModelQueue:
         self._order += 1
         heapq.heappush(self._starts, (request.latest_s, self._order, request))
 
-    def share_up_to(self, rank: int) -> float:
-        """Sum of the shares of the waiting requests whose rank is at most this."""
-        return sum(share_s for known, share_s in self.ranks.items() if known <= rank)
+    def share_before(self, rank: int, deadline_s: float) -> float:
+        """Sum of the shares of who waits: of lower ranks, and of this one those whose deadline is not later."""
+        own = self.ranks.get(rank)
+        own_s = own.until(deadline_s) if own is not None else 0.0
+        return own_s + sum(other.share_s for known, other in self.ranks.items() if known < rank)
 
     def first_start_s(self) -> float:
         """The earliest `latest_s` of waiting requests with extents; infinity if there are none."""
@@ -250,7 +284,11 @@ class ModelQueue:
     def _check_costs(self, waiting: list[Request]) -> None:
         total_s = sum(request.share_s for request in waiting)
         assert abs(self.share_s - total_s) <= 1e-9 + 1e-6 * total_s
-        assert abs(sum(self.ranks.values()) - total_s) <= 1e-9 + 1e-6 * total_s
+        assert abs(sum(rank.share_s for rank in self.ranks.values()) - total_s) <= 1e-9 + 1e-6 * total_s
+        for number, rank in self.ranks.items():
+            known = sorted((request.deadline_s, request.share_s) for request in waiting if request.rank == number)
+            assert known == sorted(zip(rank.deadlines, rank.shares, strict=True))
+            assert rank.deadlines == sorted(rank.deadlines)
         assert {id(request) for request in waiting} <= {id(entry[2]) for entry in self._starts if _is_current(entry)}
 
 

@@ -156,7 +156,7 @@ class ShardState:
         curve = device.curves[model.ref]
         share_s = curve.share(request.extents)
         request.share_s = share_s * request.rows / curve.scale
-        request.rank = rank_of(share_s)
+        request.rank = rank_of(share_s / request.weight)
         request.latest_s = request.deadline_s - curve.alone_s(request.rows, request.extents)
 
     # -- requests that wait apart -------------------------------------------------------------------------------------

@@ -171,7 +171,7 @@ class Conversation:
         by_name = {spec["name"]: spec for spec in specs}
         tensors = []
         for name, value in given.items():
-            array = np.asarray(value)
+            array = _array(name, value)
             if array.dtype.kind in strings.FIXED_KINDS and not isinstance(value, np.ndarray):
                 array = np.asarray(value, object)  # numpy's own strings lose zeros at their ends
             spec = by_name.get(name)
@@ -266,6 +266,18 @@ class SentTensor:
 def error_answer(status: AnswerStatus, code: ErrorCode, message: str, **fields: Any) -> dict[str, Any]:
     """An answer that is not ok, as a frontend would send it."""
     return {"status": status, "error": {"code": code, "message": message, **fields}}
+
+
+def _array(name: str, value: Any) -> Array:
+    """The value as an array. Raises: Invalid for lists of unequal lengths."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        text = (
+            f"{name} is no array: its rows, or lists within them, are of unequal lengths. The rows of a request have "
+            "one length: fill the shorter ones up and say so in a mask, or ask for each by itself (infer_many)"
+        )
+        raise Invalid(error_answer(AnswerStatus.INVALID, ErrorCode.BAD_DATA, text, field="inputs")) from None
 
 
 def converted(array: Array, wanted: np.dtype[Any]) -> Array:

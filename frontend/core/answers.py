@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from frontend.core.elements import listed
+from frontend.core.open_calls import Call, Completed
 from frontend.core.output_rules import Shapes
 from frontend.core.protocol import AnswerTensor, ClientAnswer, Error
-from frontend.core.requests import Call, Completed
 from mesh import wire
 from mesh.codes import AnswerStatus
 from mesh.tensors import VARIABLE

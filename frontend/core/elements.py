@@ -63,7 +63,7 @@ def _element(item: msgspec.Raw, place: int) -> bytes:
     except UnicodeDecodeError as error:
         raise ElementFault(f"is not UTF-8: {error.reason}", place) from None
     except msgspec.MsgspecError:
-        raise ElementFault("is neither a string nor bin", place) from None
+        raise ElementFault("is neither a string nor bytes", place) from None
 
 
 def check_packed(data: bytes | memoryview, count: int, dtype: str) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from frontend.core.cache import Flight, PredictionCache
+from frontend.core.open_calls import Call, CallPart, Completed
 from frontend.core.output_rules import Shapes
-from frontend.core.requests import Call, CallPart, Completed, RequestTable
+from frontend.core.requests import RequestTable
 
 Tensors = Sequence[bytes | memoryview]
 

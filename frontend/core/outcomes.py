@@ -11,7 +11,7 @@ from heapq import nlargest
 from typing import Any
 
 from frontend.core import protocol
-from frontend.core.requests import Call
+from frontend.core.open_calls import Call
 from mesh import wire
 from mesh.codes import AnswerStatus, ErrorCode, RequestOutcome
 from mesh.histograms import SECONDS, Histogram

@@ -18,7 +18,13 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def infer(
     model: Annotated[str, typer.Argument(help="A model, or with --app an application.", autocompletion=asked_names)],
-    source: Annotated[str, typer.Argument(help="A .npy file, a JSON array (or a file of one), an image file, or - .")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A .npy file; JSON, or a file of it: an array, or an object of arrays by the inputs' names; "
+            "an image file; -: JSON from standard input."
+        ),
+    ],
     slo_ms: Annotated[float | None, typer.Option(help="Budget; the model's own if not given.")] = None,
     as_json: AsJson = False,
     as_app: Annotated[bool, typer.Option("--app", help="Ask an application.")] = False,

@@ -103,7 +103,7 @@ def import_(
             "notes": notes,
             "serve_with": command,
         },
-        *(f"{kind:<7} {spec.name}: {spec.dtype} {_shape(spec)}" for kind, specs in tensors for spec in specs),
+        *(f"{kind:<7} {t.name}: {t.dtype} {_shape_text(t)}" for kind, specs in tensors for t in specs),
         *notes,
         f"{made.name} version {package.folder.name} is in {folder}: {package.image_bytes / 1e6:.1f} MB of weights. "
         f"`{command}` serves it.",
@@ -114,6 +114,11 @@ def _shape(tensor: TensorSpec) -> list[int | str]:
     """The shape, with the names of open dimensions in it."""
     names = tensor.dims or ("",) * (len(tensor.shape) - 1)
     return [-1, *(name or extent for name, extent in zip(names, tensor.shape[1:], strict=True))]
+
+
+def _shape_text(tensor: TensorSpec) -> str:
+    """The shape as `gearmesh models` shows it: [-1, seq]."""
+    return f"[{', '.join(map(str, _shape(tensor)))}]"
 
 
 def _pairs(texts: list[str] | None, option: str, form: str, read: Callable[[str], T | None]) -> dict[str, T]:

@@ -32,7 +32,9 @@ err = console(stderr=True)
 
 @app.command()
 def simulate(
-    scenario: Annotated[str, typer.Argument(help="A TOML file, or one that comes with gearmesh: w1_steady, ...")],
+    scenario: Annotated[
+        str, typer.Argument(help="A TOML file, or one that comes with gearmesh: w1_steady, lengths, ...")
+    ],
     policy: Annotated[list[str] | None, typer.Option(help="atc, clockwork, fifo; again for more of them.")] = None,
     seeds: Annotated[int, typer.Option(min=1, max=10_000, help="So many different arrivals: seeds 0 to N - 1.")] = 1,
     bound: Annotated[bool, typer.Option("--bound", help="Also what no scheduler could exceed.")] = False,

@@ -95,7 +95,7 @@ def _wrong_shape(kind: str, tensor: Tensor) -> ContainerError:
     own = " An output of --exact may have -1, too, where its extent is its own" if kind == "output" else ""
     return ContainerError(
         f"{kind} {name}: shape must be -1 for the batch and then positive numbers, or names of open dimensions; got "
-        f"{shape}: declare it with --{kind} {name}:{dtype}:-1,...{own}"
+        f"{shape}: declare it with --{kind} {name}:{dtype}:-1,..., an open dimension as -1,seq.{own}"
     )
 
 
@@ -131,6 +131,9 @@ def _check_pad(tensor: Tensor, pad: float, *, exact: bool) -> None:
 
 def _outputs(outputs: Any, said: Mapping[str, Any]) -> tuple[wire.TensorSpec, ...]:
     by_name = {tensor["name"]: tensor for tensor in outputs}
+    both = set(said.get("owner", {})) & set(said.get("count", {}))
+    if both:
+        raise ContainerError(f"output {min(both)} has --owner and --count; give one of the two")
     for key in ("owner", "count"):
         for name, teller in said.get(key, {}).items():
             missing = next((one for one in (name, teller) if one not in by_name), None)
@@ -142,19 +145,21 @@ def _outputs(outputs: Any, said: Mapping[str, Any]) -> tuple[wire.TensorSpec, ..
                 raise ContainerError(
                     f"--{key} {name}={teller}: that output has int64 and shape [-1]: --output {teller}:int64:-1"
                 )
-            if key == "count" and len(by_name[name]["shape"]) < 2:
+            if key == "count" and not _has_room(by_name[name]["shape"]):
                 raise ContainerError(
                     f"--count {name}={teller}: the second dimension says how many elements a row has room for: "
                     f"--output {name}:{by_name[name]['dtype']}:-1,100,..."
                 )
-    both = set(said.get("owner", {})) & set(said.get("count", {}))
-    if both:
-        raise ContainerError(f"output {min(both)} has --owner and --count; give one of the two")
     return tuple(
         _tensor(tensor, owner=said.get("owner", {}).get(tensor["name"], ""),
                 count=said.get("count", {}).get(tensor["name"], ""))
         for tensor in outputs
     )  # fmt: skip
+
+
+def _has_room(shape: Any) -> bool:
+    """Whether the second dimension is a number: of elements that a row has room for."""
+    return len(shape) > 1 and isinstance(shape[1], int) and shape[1] > 0
 
 
 def _tensor(tensor: Tensor, *, pad: float = 0.0, owner: str = "", count: str = "") -> wire.TensorSpec:

@@ -1,17 +1,18 @@
 """Which batches a device of fixed shapes prepares itself for: rows and extents, of models with open dimensions. Pure.
 
-Such a device captures each batch once, when the version is prepared, and pads what comes to the next one. So they
-follow from the spec alone: what is measured later is of these.
+Such a device captures each batch once, when the version is prepared, and pads what comes to the next one. Rows follow
+from the spec, extents from a survey then, or from a profile that was kept: what is measured later is of these.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
-from gpu_worker.core.measuring import LADDER
+from gpu_worker.core.figures import Cell
+from gpu_worker.core.measuring import ladder
 from mesh import wire
 from mesh.sizes import Extents, holds
 
-# {open dimensions: edges of each}. Source: the length study, section 7: eight edges lose 2 to 3.4 points of goodput
+# {open dimensions: edges of each, at most}. Source: length study, section 7: eight lose 2 to 3.4 points of goodput
 EDGES = {1: 8, 2: 3}
 FixedBatch = tuple[int, Extents]  # (rows, extents)
 
@@ -46,19 +47,34 @@ class FixedBatches:
         )
 
 
-def fixed_batches(spec: wire.ModelSpec) -> FixedBatches:
-    """Returns the batches of a model: of powers of two rows and its largest batch, with geometric edges.
+def fixed_rows(spec: wire.ModelSpec) -> tuple[int, ...]:
+    """Returns the rows of the batches of a model, ascending: those that are measured.
 
-    Without open dimensions: of the rows that are measured.
+    With open dimensions these are powers of two and the largest batch: each has a graph for each of many extents.
     """
     if not spec.dims:
-        return FixedBatches((((), (*(size for size in LADDER if size < spec.batch_max), spec.batch_max)),))
-    sizes = tuple(sorted({1 << i for i in range(spec.batch_max.bit_length())} | {spec.batch_max}))
-    edges = [geometric_edges(dim, EDGES[len(spec.dims)]) for dim in spec.dims]
-    return FixedBatches(tuple((extents, sizes) for extents in product(*edges)))
+        return ladder(spec.batch_max)
+    return tuple(sorted({1 << i for i in range(spec.batch_max.bit_length())} | {spec.batch_max}))
 
 
-def geometric_edges(dim: wire.Dim, count: int) -> tuple[int, ...]:
-    """Returns at most `count` extents, ascending at about equal ratios, of which the last is the greatest."""
-    ratio = dim.most / dim.least
-    return tuple(sorted({round(dim.least * ratio ** ((i + 1) / count)) for i in range(count)}))
+def fixed_batches(spec: wire.ModelSpec, cells: Sequence[Cell] = ()) -> FixedBatches:
+    """Returns the batches of a model. With open dimensions: of the extents of these cells, ascending.
+
+    Each has the rows of `fixed_rows` up to the largest of its cell, and no more than what is less in extents.
+    """
+    rows = fixed_rows(spec)
+    if not spec.dims:
+        return FixedBatches((((), rows),))
+    found = FixedBatches(tuple((cell.extents, rows) for cell in cells))
+    for cell in cells:
+        for size in rows:
+            if size > max(cell.batches):
+                found = found.without((size, cell.extents))
+    return found
+
+
+def kept_cells(spec: wire.ModelSpec, profile: wire.Profile) -> tuple[Cell, ...]:
+    """Returns the cells that an earlier profile of the version has times of; () if no device would make as many."""
+    cells = tuple(Cell(times.extents, tuple(sorted(times.exec_s))) for times in profile.sizes)
+    edges = [set(of) for of in zip(*(cell.extents for cell in cells), strict=True)]
+    return cells if all(len(of) <= EDGES[len(spec.dims)] for of in edges) else ()

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gpu_worker.core.figures import Cell, SizedFigures
-from gpu_worker.core.measuring import ladder
 from gpu_worker.core.surfaces import Point
 from mesh import wire
 from mesh.sizes import holds
@@ -96,11 +95,11 @@ def measured_times(figures: SizedFigures, cells: Sequence[Cell]) -> tuple[wire.S
 
 
 def are_possible(
-    sizes: Sequence[wire.SizeTimes], dims: Sequence[wire.Dim], batch_max: int, cells: Sequence[Cell] = ()
+    sizes: Sequence[wire.SizeTimes], dims: Sequence[wire.Dim], rows: Sequence[int], cells: Sequence[Cell] = ()
 ) -> bool:
     """Returns whether a measurement can have given these durations; a package may have brought them.
 
-    `cells`: all batches that the device can execute; (): any of the ladder, with any extents.
+    `cells`: all batches that the device can execute; (): of any of these rows, with any extents.
     """
     places = [cell.extents for cell in sizes]
     if not places or len(places) > CELLS_MAX or any(len(place) != len(dims) for place in places):
@@ -109,7 +108,7 @@ def are_possible(
     within = all(of[0] >= dim.least and of[-1] == dim.most for of, dim in zip(edges, dims, strict=True))
     if not within or places != list(itertools.product(*edges)):
         return False
-    known = {cell.extents: cell.batches for cell in cells} or dict.fromkeys(places, ladder(batch_max))
+    known = {cell.extents: cell.batches for cell in cells} or dict.fromkeys(places, tuple(rows))
     if known.keys() != set(places) or not all(_is_start(cell, known[cell.extents]) for cell in sizes):
         return False
     return all(_is_no_dearer(inner, outer) for outer in sizes for inner in sizes if holds(outer.extents, inner.extents))

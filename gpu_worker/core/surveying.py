@@ -27,6 +27,7 @@ LONGEST_S = 2.0  # ... nor one that takes longer than this. But one row is alway
 BUDGET_S = 20.0  # of EXEC, for all runs of one version on one device but those of one row: these are needed anyway
 BUDGET_ROWS = 8.0  # ... or so many times what one row of the greatest extents takes, if that is more
 SURVEY_SHARE = 0.4  # of it, for the survey
+SPARE = 1.5  # times as long as is of use; what the survey expects to take longer is not captured: it may err so far
 RUNS = ((0.005, 8), (0.02, 6), (0.1, 4), (0.5, 2))  # (expected seconds, runs of what takes less); beyond: 1
 
 
@@ -111,19 +112,28 @@ class Survey:
 
 
 def cells_by_running(
-    survey: Survey, run: Callable[[int, Extents], float | None], *, any_batch: bool, most: int = 0
+    survey: Survey, run: Callable[[int, Extents], Sequence[float]], *, any_batch: bool, most: int = 0
 ) -> tuple[Cell, ...]:
-    """Returns the cells that follow from running what the survey asks for, at once.
+    """Returns the cells that follow from running what the survey asks for, at once, with the batches that are of use.
 
-    `run` executes a batch of these rows and extents, and returns how many seconds that took; None: there is no memory
-    for it. For devices that need the cells before they can be measured, as they capture each. () if not even one row of
-    the greatest extents fits.
+    `run` executes a batch of these rows and extents a few times, and returns how many seconds each took; (): there is
+    no memory for it. For devices that need the cells before they can be measured, as they capture each. () if not even
+    one row of the greatest extents fits.
     """
     figures = SizedFigures()
     while (point := survey.next(figures)) is not None:
-        for seconds in [run(*point) for _ in range(2)]:
-            if seconds is None:
-                figures.did_not_fit(point)
-                break
+        durations = run(*point)
+        for seconds in durations:
             figures.ran(point, seconds)
-    return survey.cells(figures, any_batch=any_batch, most=most) if figures.fitted((1, survey.greatest)) else ()
+        if not durations:
+            figures.did_not_fit(point)
+    if not figures.fitted((1, survey.greatest)):
+        return ()
+    return tuple(_of_use(survey, figures, cell) for cell in survey.cells(figures, any_batch=any_batch, most=most))
+
+
+def _of_use(survey: Survey, figures: SizedFigures, cell: Cell) -> Cell:
+    """Returns the cell without the batches that are expected to take far longer than is of use."""
+    seconds = figures.surface.at([(batch, cell.extents) for batch in cell.batches]).tolist()
+    limit_s = SPARE * survey.useful_s(figures)
+    return Cell(cell.extents, tuple(b for b, of in zip(cell.batches, seconds, strict=True) if b == 1 or of <= limit_s))

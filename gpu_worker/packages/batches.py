@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from gpu_worker.packages.sizing import LARGE_POSITIONS, PAIR_POSITIONS, Sizing, product
+from mesh import wire
 from mesh.sizes import Extents, holds, joint
 
 # (rows, generator) -> inputs that a model can run on, each [rows, ...]; of a model with open dimensions also
@@ -49,6 +50,15 @@ class RareRowTrial:
     name: str
     alone: TrialBatch | None  # None: the output for the rare row itself is not compared
     pair: TrialBatch
+
+
+@dataclass(frozen=True, slots=True)
+class FilledRowTrial:
+    """A row that shows what it is filled up with, whatever that changes: alone, and filled up."""
+
+    name: str
+    alone: TrialBatch
+    filled: TrialBatch
 
 
 class BatchMaker:
@@ -180,6 +190,46 @@ def rare_rows(alone: Sequence[Sequence[torch.Tensor]], sizing: Sizing) -> list[R
             alone_too = None if none else TrialBatch(tuple(odd), (None,))
             found.append(RareRowTrial(name, alone_too, _pair(odd, first, own, sizing)))
     return found
+
+
+def telling_rows(alone: Sequence[TrialBatch], filled_up: Sequence[TrialBatch], sizing: Sizing) -> list[FilledRowTrial]:
+    """Returns rows that show their filling where random ones hardly do: in what is True of all, and in the outermost.
+
+    Random masks leave something out, and random rows have smaller and greater values than their filling, integers the
+    least one that was drawn: filling up changes no maximum, no minimum and no set of them. `filled_up`: rows of
+    `alone`, filled up to greater extents.
+    """
+    if not filled_up:
+        return []
+    goal = next((batch for batch in filled_up if batch.origins == (1,)), filled_up[0])
+    ((origin,), _) = goal.tried
+    row, extents = alone[origin].inputs, sizing.of(goal.inputs)
+    kinds = (("no flag False", 0), ("smaller values than its filling", -1), ("greater values than its filling", 1))
+    found, known = [], [row]
+    for name, side in kinds:
+        odd = tuple(_on_side(tensor, spec, side) for tensor, spec in zip(row, sizing.inputs, strict=True))
+        if not any(all(map(torch.equal, odd, other)) for other in known):
+            filled = tuple(sizing.padded(odd, extents))
+            found.append(FilledRowTrial(name, TrialBatch(odd, (0,)), TrialBatch(filled, (0,), (sizing.of(row),))))
+            known.append(odd)
+    return found
+
+
+def _on_side(tensor: torch.Tensor, spec: wire.TensorSpec, side: int) -> torch.Tensor:
+    """Returns the input with all flags True, and all values below (-1) or above (1) its filling, or as they are (0).
+
+    Which integers are valid is not known: all are the least or the greatest of the row, unless that is the filling.
+    """
+    if not any(spec.dims) or not tensor.numel():
+        return tensor
+    if tensor.dtype is torch.bool:
+        return torch.ones_like(tensor)
+    if not side:
+        return tensor
+    if tensor.is_floating_point():
+        return (spec.pad + side * tensor.double().abs()).to(tensor.dtype)
+    value = int(tensor.min() if side < 0 else tensor.max())
+    return tensor if value == spec.pad else torch.full_like(tensor, value)
 
 
 def _filled(row: torch.Tensor, drawn: torch.Tensor, *, least: bool) -> torch.Tensor:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gpu_worker.devices.execution.building import build
-from gpu_worker.packages import arguments, batches, examples, trials
+from gpu_worker.packages import arguments, batches, examples, given_rows, trials
 from gpu_worker.packages.apart import of_extents
 from gpu_worker.packages.batches import TrialBatch
 from gpu_worker.packages.comparing import Rounding, amount, difference, same, tolerance
@@ -93,7 +93,7 @@ def write_package(
         original.look(example, outputs, rows)
         program = _seen_equal(original, author)
     spec = options.spec(sizing, original.outputs)
-    kept = examples.to_keep(original.draw, sizing.inputs)
+    kept = given_rows.to_keep(original.draw, sizing.inputs)
     with staged(repository, name, version) as folder:
         _save(original, program, folder / GRAPH, kept)
         save_file(program.weights, folder / WEIGHTS)
@@ -130,6 +130,7 @@ def _seen_equal(original: Original, author: Author) -> Program:
         raise
     trials.check_repeated(place, outputs, program.run, trial, results, close)
     trials.check_padding(place, outputs, program.run, trial, results, close)
+    trials.check_telling(place, outputs, program.run, trial, results, close)
     where = partial(where_mixed, graph, list(program.weights.values()), trial, close)
     trials.check_rows(place, outputs, program.run, trial, results, close, where)
     trials.check_beside(place, outputs, program.run, trial, results, close, where)
@@ -240,7 +241,7 @@ def _save(original: Original, program: Program, file: Path, kept: Sequence[torch
         def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
             return list(forward(*program.weights.values(), *inputs))
 
-        examples.check_kept(place, original.outputs, run, kept, original.batch_max, close, original.sizing)
+        given_rows.check_kept(place, original.outputs, run, kept, original.batch_max, close, original.sizing)
 
 
 MEND = "Forward must do the same whatever the number of rows and whatever was asked before; or serve it as a container"

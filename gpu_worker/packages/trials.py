@@ -22,6 +22,7 @@ from gpu_worker.packages.batches import (
     TrialBatch,
     laid_out,
     rare_rows,
+    telling_rows,
 )
 from gpu_worker.packages.comparing import Rounding, Run, amount, same
 from gpu_worker.packages.sizing import NOTHING_OPEN, Sizing, told
@@ -38,8 +39,9 @@ INDEPENDENT = (
 )
 UNPADDED = (
     "Rows of other extents are filled up to share a batch: take a mask, a bool input that is True at real elements, "
-    "and compute nothing from what it leaves out; or say with pad={input: value} what leaves the answer alone; or give "
-    "exact=True, and only rows of equal extents share a batch; or serve the function as a container"
+    "and compute nothing from what it leaves out (of a mask of integers give rows that are one: example); or say with "
+    "pad={input: value} what leaves the answer alone; or give exact=True, and only rows of equal extents share a "
+    "batch; or serve the function as a container"
 )
 DRAWN = "An answer must depend on its request alone: leave out what is drawn at random, or take it as an input"
 
@@ -78,10 +80,11 @@ class Trial:
         # each a row alone, filled up to greater extents
         self.padded = self._make.padded()
         self.beside = rare_rows([batch.inputs for batch in self.alone], sizing) if batch_max > 1 else []
+        self.telling = telling_rows(self.alone, self.padded, sizing)
 
     @property
     def batches(self) -> list[TrialBatch]:
-        """All batches that must run; those with rare values (`beside`) may fail."""
+        """All batches that must run; those with rare values (`beside`, `telling`) may fail."""
         return [*self.alone, *self.mixed, *self.padded]
 
     @property
@@ -233,12 +236,42 @@ def check_padding(
         for i, spec in enumerate(specs):
             expected, found = rows[origin][i], outputs[i]
             if not same(expected, found, close) and not rounding.explains(i, [origin], found):
-                dims, own, filled = trial.sizing.dims, batch.own[0], trial.sizing.of(batch.inputs)
-                why = (
-                    f"{named(spec.name)} of a row of {told(dims, own)} is another one where the row is filled up to "
-                    f"{told(dims, filled)}, {amount(expected, found, close)}. {UNPADDED}"
-                )
-                raise PackageError(place, [why], PackageCode.PADDING_MATTERS)
+                raise _padding_matters(place, spec, trial.sizing, batch, "", amount(expected, found, close))
+
+
+def check_telling(
+    place: str,
+    specs: Sequence[wire.TensorSpec],
+    run: Run,
+    trial: Trial,
+    results: Sequence[Sequence[torch.Tensor]],
+    close: float,
+) -> None:
+    """A row gives the same filled up where its filling is not like it: where no flag is False, or all values are less.
+
+    Not for a GPU, where a row that the model does not accept may end all use of the device. Raises: PackageError, code
+    padding_matters.
+    """
+    apart = trial.apart(specs, results)
+    for one in trial.telling:
+        try:
+            own = apart.lone(one.alone.inputs, list(run([tensor.clone() for tensor in one.alone.inputs])))
+            outputs = apart.rows(list(run([tensor.clone() for tensor in one.filled.inputs])), one.filled.own)
+        except Exception:  # the model need not accept such rows
+            continue
+        rounding = Rounding(_lone(run, apart), [one.alone.inputs], [own])
+        for i, (spec, expected, found) in enumerate(zip(specs, own, outputs, strict=True)):
+            if not same(expected, found, close) and not rounding.explains(i, [0], found):
+                how = f" with {one.name}"
+                raise _padding_matters(place, spec, trial.sizing, one.filled, how, amount(expected, found, close))
+
+
+def _padding_matters(
+    place: str, spec: wire.TensorSpec, sizing: Sizing, batch: TrialBatch, how: str, off: str
+) -> PackageError:
+    own, filled = told(sizing.dims, batch.own[0]), told(sizing.dims, sizing.of(batch.inputs))
+    why = f"{named(spec.name)} of a row of {own}{how} is another one where the row is filled up to {filled}, {off}"
+    return PackageError(place, [f"{why}. {UNPADDED}"], PackageCode.PADDING_MATTERS)
 
 
 def check_rows(

@@ -43,12 +43,12 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """Words -> one vector of length 1: the mean over the words of what the layers make of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int) -> None:
         super().__init__()
         self.words = nn.Embedding(VOCABULARY, WIDTH)
         self.places = nn.Embedding(LONGEST, WIDTH)
         self.first = nn.LayerNorm(WIDTH)
-        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
+        self.layers = nn.ModuleList(Layer() for _ in range(layers))
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Word numbers [batch, length] int64, and which of them are there, bool -> [batch, WIDTH]."""
@@ -62,11 +62,11 @@ class Encoder(nn.Module):
         return functional.normalize(mean, dim=-1)
 
 
-def build() -> Encoder:
+def build(layers: int = LAYERS) -> Encoder:
     """The encoder in eval mode, on one thread; its weights are random, and always the same."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    return Encoder().eval()
+    return Encoder(layers).eval()
 
 
 class Counts:
@@ -74,15 +74,14 @@ class Counts:
 
     def __init__(self) -> None:
         self._file = Path(os.environ[COUNTS]) if COUNTS in os.environ else None
-        self._asked = self._computed = self._batches = 0
+        self._asked = self._computed = 0
 
     def add(self, lengths: Sequence[int], longest: int) -> None:
         """A batch of texts of these lengths was padded to the longest."""
         self._asked += sum(lengths)
         self._computed += len(lengths) * longest
-        self._batches += 1
         if self._file is not None:
-            self._file.write_text(f"{self._asked} {self._computed} {self._batches}")
+            self._file.write_text(f"{self._asked} {self._computed}")
 
 
 def embed(model: Encoder, counts: Counts, texts: Sequence[Any]) -> list[bytes]:

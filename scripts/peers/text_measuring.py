@@ -3,12 +3,13 @@
 import asyncio
 import math
 import os
+import re
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from gearmesh.load.generating.messages import Template
 from gearmesh.load.plan import LoadTarget, ModelInput
-from gearmesh.operations.meshes import mesh
+from gearmesh.operations.meshes import Mesh, mesh
 from gearmesh.telemetry.machine import MachineWatch
 from gpu_worker.packages.export import write_package
 from scripts import ROOT
@@ -29,6 +30,7 @@ from scripts.peers.encoder import COUNTS, LONGEST, Counts, build, embed
 from scripts.peers.environments import STARTS_WITHIN_S, PeerError, last_words, serving
 from scripts.peers.http_driver import HttpDriver
 from scripts.peers.lengths import TextPeer, Words
+from scripts.rigs.meshes import gearmesh
 from scripts.rigs.processes import family
 
 Floats = npt.NDArray[np.float64]
@@ -38,6 +40,7 @@ TOLERANCE = 1e-3
 WARM_S, PAUSE_S = 1.0, 0.5
 LOOSE_SLO_MS = 30_000.0  # budget of requests that only warm up or are checked
 QUARTERS = 4
+ELEMENTS = re.compile(r'^gearmesh_elements_total\{.*\bof="(\w+)".*\} (\S+)$', re.MULTILINE)
 COST = """
 import sys, time, torch
 sys.path.insert(0, sys.argv[1])
@@ -131,12 +134,28 @@ class Served:
 
     driver: Driver
     pids: dict[str, int]
-    counts: Path | None = None  # where a peer's server counts the words that it computed
+    words: Callable[[], Awaitable[tuple[int, int]]]  # asked for, and computed, so far; zeros if it does not say
 
-    def words(self) -> tuple[int, int, int]:
-        """Words asked for, words computed, batches, so far; zeros if the system does not say."""
-        text = self.counts.read_text().split() if self.counts is not None and self.counts.exists() else []
-        return (int(text[0]), int(text[1]), int(text[2])) if len(text) == 3 else (0, 0, 0)
+
+def counted_by(file: Path) -> Callable[[], Awaitable[tuple[int, int]]]:
+    """What a peer's server has written there."""
+
+    def read() -> tuple[int, int]:
+        text = file.read_text().split() if file.exists() else []
+        return (int(text[0]), int(text[1])) if len(text) == 2 else (0, 0)
+
+    return lambda: asyncio.to_thread(read)
+
+
+def counted_of(running: Mesh) -> Callable[[], Awaitable[tuple[int, int]]]:
+    """What the mesh says in its metrics."""
+
+    async def words() -> tuple[int, int]:
+        _, text = await gearmesh(running, "metrics")
+        found = {of: int(float(value)) for of, value in ELEMENTS.findall(text)}
+        return found.get("asked", 0), found.get("computed", 0)
+
+    return words
 
 
 @asynccontextmanager
@@ -148,7 +167,7 @@ async def ours(system: OwnSystem, repositories: Path, texts: Sequence[Words]) ->
             driver = MeshDriver(running.address, *templates)
             try:
                 await check(driver, texts, _our_answer)
-                yield Served(driver, running.supervisor.pids())
+                yield Served(driver, running.supervisor.pids(), counted_of(running))
             finally:
                 driver.close()
 
@@ -175,7 +194,7 @@ async def theirs(one: TextPeer, python: Path, texts: Sequence[Words], batch_max:
                             raise PeerError(f"did not serve within {STARTS_WITHIN_S:g} s: {last_words(log)}")
                         await asyncio.sleep(0.2)
                     await check(driver, texts, peer.answer)
-                    yield Served(driver, family(process.pid), counts)
+                    yield Served(driver, family(process.pid), counted_by(counts))
                 finally:
                     driver.close()
         finally:
@@ -190,7 +209,7 @@ async def check(driver: Driver, texts: Sequence[Words], read: Any) -> None:
         samples = await driver.closed(1, 0.0, LOOSE_SLO_MS)
         driver.on_body = None
         if not samples.ok_numbers:
-            raise PeerError("a request was not answered")
+            raise PeerError(f"a request was not answered: {bodies[:1]!r}")
         text = texts[samples.ok_numbers[0] % len(texts)]
         found, wanted = read(bodies[0]), expected([text])[0]
         if len(found) != len(wanted) or not np.allclose(found, wanted, rtol=TOLERANCE, atol=TOLERANCE):
@@ -203,16 +222,15 @@ async def measure(
     """One run: an open loop with these instants, or a closed loop of so many clients."""
     await served.driver.closed(4, WARM_S, LOOSE_SLO_MS)
     await asyncio.sleep(PAUSE_S)
-    before, watch = served.words(), MachineWatch({**served.pids, "client": os.getpid()})
+    before, watch = await served.words(), MachineWatch({**served.pids, "client": os.getpid()})
     if isinstance(due_s, int):
         samples = await served.driver.closed(due_s, seconds, slo_ms)
     else:
         samples = await served.driver.open(due_s, seconds, slo_ms)
-    watched, after = watch.stop(), served.words()
-    asked, computed, batches = (late - early for late, early in zip(after, before, strict=True))
+    watched, after = watch.stop(), await served.words()
+    asked, computed = (late - early for late, early in zip(after, before, strict=True))
     run = samples.summary(tuple(slos))
     run["padding"] = 1 - asked / computed if computed else None
-    run["mean_batch"] = len(samples.ok_s) / batches if batches else None
     run["quarters"] = {f"{slo:g}": quarters(samples, texts, slo) for slo in slos}
     run["client_cpu"] = round(watched["cpu_s"]["client"] / watched["wall_s"], 3)
     return {**run, "steal": watched["steal"], "foreign": watched["foreign"]}

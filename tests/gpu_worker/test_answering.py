@@ -8,7 +8,8 @@ import pytest
 import structlog
 from msgspec.structs import replace
 
-from frontend.core.requests import Call, Completed, RequestTable
+from frontend.core.open_calls import Call, Completed
+from frontend.core.requests import RequestTable
 from frontend.results import ResultsPort
 from gpu_worker.answering import DECODER as FROM_RESULTS
 from gpu_worker.answering import OutputLinks

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from tests.zoo.cases import Of
 
 WIDTH, HEADS, WORDS, PLACES = 16, 2, 60, 40
+LONG = {"seq": (8, 200)}  # random rows have values on both sides of zero
 SEQ, PICTURE = {"seq": (1, PLACES)}, {"h": (4, 40), "w": (4, 30)}
 STEPS = {"x": ("float32", ("seq", WIDTH)), "mask": ("bool", ("seq",))}
 TOKENS = {"ids": ("int64", ("seq",)), "mask": ("bool", ("seq",))}
@@ -152,6 +153,9 @@ CASES = [
     taken("sum", lambda: Of(lambda m, x: x.sum(1)), X, ()),
     taken("per_token", lambda: Of(lambda m, x: x.sin()), X, ("seq",)),
     taken("largest", lambda: Of(lambda m, x: x.amax(1)), X, (), options={"pad": {"x": -1e18}}),
+    taken("smallest_of_many", lambda: Of(lambda m, x: x.amin(1)), X, (), options={"pad": {"x": 1e18}}, dims=LONG),
+    taken("maximum_of_what_is_shown", lambda: Of(lambda m, ids, mask: m.net(ids).masked_fill(~mask[:, :, None], -9.0)
+          .amax(1), net=nn.Embedding(WORDS, WIDTH)), TOKENS, (WIDTH,), span={"ids": (0, WORDS)}, dims=LONG),
     taken("in_two_orders", lambda: Of(lambda m, x: x.transpose(1, 2)), {"x": ("float32", ("seq", 3))}, (3, "seq")),
     taken("fully_convolutional", convolutional, PIXELS, (2, "h", "w"), dims=PICTURE, options={"exact": True}),
     taken("fully_convolutional_in_strides", lambda: convolutional(stride=2), PIXELS, (2, -1, -1), dims=PICTURE,
@@ -164,6 +168,14 @@ CASES = [
           {"a": ("float32", ("q",)), "b": ("float32", ("p",))}, ("q", "p"), dims={"q": (1, 20), "p": (1, 20)}),
     refused("bert_without_mask", lambda: Bert(False), "padding_matters", "take a mask", TOKENS),
     refused("mean", lambda m, x: x.mean(1), "padding_matters", "exact=True", X),
+    refused("a_maximum_of_many", lambda m, x: x.amax(1), "padding_matters", "smaller values", X, LONG),
+    refused("a_minimum_of_many", lambda m, x: x.amin(1), "padding_matters", "greater values", X, LONG),
+    refused("where_the_greatest_is", lambda m, x: x.argmax(1), "padding_matters", "pad={input: value}", X, LONG),
+    refused("the_two_greatest", lambda m, x: x.topk(2, 1).values, "padding_matters", "", X, LONG),
+    refused("a_maximum_over_words", lambda: Of(lambda m, ids: m.net(ids).amax(1), net=nn.Embedding(WORDS, WIDTH)),
+            "padding_matters", "greater values", {"ids": ("int64", ("seq",))}, LONG),
+    refused("whether_all_is_shown", lambda m, x, mask: averaged(x, mask) * (1 + mask.all(1, keepdim=True)),
+            "padding_matters", "no flag False", STEPS, LONG),
     refused("a_softmax_over_padding", lambda m, x: x.softmax(1), "padding_matters", "pad={input: value}", X),
     refused("a_mask_turned_round", lambda m, x, mask: averaged(x, ~mask), "padding_matters", "True at real elements"),
     refused("as_long_as_it_is", lambda m, x: x[:, 0] * x.shape[1], "padding_matters", "", X),

@@ -68,6 +68,7 @@ class Admission:
     """Decides about every request at its arrival, and predicts its latency."""
 
     loss_max: float = PRICE_LOSS
+    ahead: bool = True  # of models with open dimensions, what goes before a request counts
     _arrivals: dict[str, Popularity] = field(default_factory=dict)  # {ref: admitted lately, in rows}
     _prices: dict[str, Price] = field(default_factory=dict)  # {ref: price}, models of which one has ended
 
@@ -89,6 +90,7 @@ class Admission:
             alone_s = min(alone_s, start_s + curve.alone_s(request.rows, request.extents))
             if model.open:
                 mine_s, others_s = admission_ends(device, model, request, start_s, hosts)
+                mine_s = mine_s if self.ahead else alone_s
             else:
                 mine_s, others_s = self._ends(device, model, request, start_s, rate, hosts, now)
             own_s = min(own_s, mine_s)

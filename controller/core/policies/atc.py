@@ -25,7 +25,7 @@ from controller.core.policies.by_extents import hopeless
 from controller.core.policies.fairness import Fairness
 from controller.core.policies.placement import Placement
 from controller.core.policies.returning_clients import ReturningClients
-from controller.core.policies.sized_plans import RESERVE, SizedPlan, SizedPlans
+from controller.core.policies.sized_plans import LEFT, RESERVE, SizedPlan, SizedPlans
 from controller.core.policies.starts import start_of
 from controller.core.queues import Request
 from controller.core.state import Model, ShardState
@@ -55,6 +55,8 @@ class AtcParameters:
     echo: bool = True  # wait for clients that are known to return, where that pays
     price_loss: float = PRICE_LOSS  # largest share of a model's admitted requests to be lost; beyond, fewer are let in
     reserve: float = RESERVE  # of device time, in which requests of unequal extents are worth what they cost
+    refuse_ahead: bool = True  # they are refused at arrival if what goes before them takes too long
+    refuse_left: float = LEFT  # they are refused if they are put off with less than this share of the objective left
 
 
 @dataclass(slots=True)
@@ -85,10 +87,10 @@ class Atc(SchedulingPolicy):
         self.state = state
         self.parameters = p = parameters or AtcParameters()
         self.lead = Lead(p.lead_ms / 1e3 if p.lead_ms else None, p.depth, loads=1)
-        self._admission = Admission(p.price_loss)
+        self._admission = Admission(p.price_loss, p.refuse_ahead)
         self._fairness = Fairness()
         self._placement = Placement(state, self._fairness)
-        self._sized = SizedPlans(state, p.reserve)
+        self._sized = SizedPlans(state, p.reserve, p.refuse_left)
         self._clients: dict[str, ReturningClients] = {}  # {ref: its clients}, models that completed a batch
         self._look_again_s = math.inf  # a device waits until then: for returns, or for a LOAD to be nearly done
         self._in_time = 0.0  # decayed count

@@ -93,14 +93,16 @@ def admission_ends(
 ) -> tuple[float, float]:
     """(end behind what goes before it of its own model, end behind all that waits) if the device serves the request.
 
-    What goes before it is what costs no more: a batch of short requests is worth more than one of long ones.
-    Source: the length study's section 6, rule A. Deadline order, or all that waits, refuses far too much there.
+    Whoever earns more per second goes before it whatever the deadline, and its equals do if theirs is not later. It
+    joins a batch of these, so it adds no more than a share, and ends no earlier than if it ran alone.
+    Source: docs/design/policy.md, "Admission".
     """
     curve, queue = device.curves[model.ref], model.queue
     share_s = curve.share(request.extents)
     own_s = curve.alone_s(request.rows, request.extents)
-    cheaper_s = queue.share_up_to(rank_of(share_s)) * curve.scale / hosts
+    rank = rank_of(share_s / request.weight)
+    before_s = queue.share_before(rank, request.deadline_s) * curve.scale / hosts
     mine_s = model.cost_s / hosts if device.worker in model.hosts else 0.0
     others_s = max(0.0, device.backlog_s - mine_s)
-    end_s = start_s + cheaper_s + own_s
+    end_s = start_s + max(own_s, before_s + share_s * request.rows)
     return end_s + own_s * device.margin, end_s + others_s

@@ -101,6 +101,7 @@ class SizedPlans:
 
     state: ShardState
     reserve: float = RESERVE
+    left: float = LEFT
     _objectives: dict[str, Objectives] = field(default_factory=dict)  # {ref: ...}
     _books: dict[tuple[str, str], Books] = field(default_factory=dict)  # {(worker, ref): ...}
 
@@ -139,7 +140,7 @@ class SizedPlans:
             return None
         plan = _plan_of(model, curve, composed, requests, books.costs, start_s)
         if not books.reserved and len(model.hosts) == 1:
-            plan.given_up = [*plan.given_up, *_without_hope(composed, requests, start_s)]
+            plan.given_up = [*plan.given_up, *_without_hope(composed, requests, start_s, self.left)]
         return plan
 
     def _open(self, device: RemoteDevice, model: Model, curve: Curve, objectives: Objectives) -> Books:
@@ -207,13 +208,13 @@ def _waiting(model: Model, curve: Curve, books: Books, start_s: float, guard: fl
     return chosen, waiting
 
 
-def _without_hope(composed: Composed, waiting: list[Request], start_s: float) -> list[Request]:
+def _without_hope(composed: Composed, waiting: list[Request], start_s: float, left: float) -> list[Request]:
     """Those whom the plan does not keep, and who have too little time left for much to change: they hear of it now."""
     kept = {i for group in (composed.first, *composed.later) for i in group.members}.union(composed.passed)
     return [
         request
         for i, request in enumerate(waiting)
-        if i not in kept and request.deadline_s - start_s < LEFT * (request.deadline_s - request.arrived_s)
+        if i not in kept and request.deadline_s - start_s < left * (request.deadline_s - request.arrived_s)
     ]
 
 

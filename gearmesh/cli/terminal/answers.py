@@ -21,9 +21,10 @@ def answer_shown(prediction: Prediction, labels: Sequence[str]) -> Iterator[Rend
     if prediction.default_used:
         title += " (the default answer)"
     values = rows.shape[1] == 1 or rows.dtype.kind == "O"
-    table = Table("row", "value" if values else "top", title=title)
+    large = first.ndim > 2 and not values
+    table = Table("row", "shape" if large else "value" if values else "top", title=title)
     for i, row in enumerate(rows):
-        table.add_row(str(i), row_text(row, labels))
+        table.add_row(str(i), range_text(row, first.shape[1:]) if large else row_text(row, labels))
     yield table
     took = f"{prediction.latency_ms:.2f} ms"
     if prediction.decision_id is not None:
@@ -52,6 +53,12 @@ def in_json(value: Any) -> Any:
         return value.decode()
     except UnicodeDecodeError:
         return {"base64": base64.b64encode(value).decode()}
+
+
+def range_text(row: Any, shape: Sequence[int]) -> str:
+    """The shape of a row with dimensions of its own, as of a map or of what was found, and its least and greatest."""
+    span = f", {row.min():.6g} to {row.max():.6g}" if row.size else ""
+    return f"{list(shape)}{span}"
 
 
 def row_text(row: Any, labels: Sequence[str]) -> str:

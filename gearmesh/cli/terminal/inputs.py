@@ -33,7 +33,8 @@ def read_input(source: str, model: dict[str, Any]) -> Array | dict[str, Array]:
             text = Path(source).read_text()
         parsed = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{source[:80]!r} is neither a .npy file, a JSON array nor an image: {error}") from error
+        wanted = "neither a .npy file, nor JSON (an array, or an object of arrays by name), nor an image"
+        raise InputError(f"{source[:80]!r} is {wanted}: {error}") from error
     if not model["inputs"]:
         raise InputError(f"{model['name']} is not ready: nothing is known of its inputs")
     dtypes = {tensor["name"]: tensor["dtype"] for tensor in model["inputs"]}

@@ -24,7 +24,8 @@ def split(result: Any, specs: list[Spec], dims: list[str], parts: list[Part], ex
     columns: dict[str, list[Any]] = {}
     for spec in specs:
         if spec.get("owner") or spec.get("count"):
-            columns.update(_owned(spec, values, parts) if spec.get("owner") else _counted(spec, values, parts))
+            share = _owned if spec.get("owner") else _counted
+            columns.update(share(spec, values, parts, _Sizes(spec, dims, parts, extents)))
     for spec in specs:
         if spec["name"] not in columns:
             columns[spec["name"]] = _cut(spec, values[spec["name"]], dims, parts, extents)
@@ -72,7 +73,29 @@ def _cut(spec: Spec, value: Any, dims: list[str], parts: list[Part], extents: li
     return pieces
 
 
-def _owned(spec: Spec, values: dict[str, Any], parts: list[Part]) -> dict[str, list[Any]]:
+class _Sizes:
+    """The shapes of an output's elements: in the batch, and in each part, to which they are cut."""
+
+    def __init__(self, spec: Spec, dims: list[str], parts: list[Part], extents: list[int]) -> None:
+        self.name, self.dtype = spec["name"], spec["dtype"]
+        at = 0 if spec.get("owner") else 1
+        self.joint = row_shape(spec, dims, extents)[at:]
+        self.own = [row_shape(spec, dims, own)[at:] for _, own in parts]
+
+    def cut(self, elements: Any, part: int) -> Any:
+        """Returns the elements of one of the part's rows, cut to its extents. Raises: WrongOutput."""
+        import numpy as np
+
+        own = self.own[part]
+        if not len(elements):  # of none, the shape and the dtype may be any
+            shape = [max(extent, 0) for extent in own]
+            return np.zeros((0, *shape), object if self.dtype in VARIABLE else self.dtype)
+        if not _is(elements.shape[1:], own):
+            _check_elements(self.name, elements, self.joint)
+        return elements[(slice(None), *(slice(extent if extent >= 0 else None) for extent in own))]
+
+
+def _owned(spec: Spec, values: dict[str, Any], parts: list[Part], sizes: _Sizes) -> dict[str, list[Any]]:
     """The elements of each part, and the rows that own them, counted from the part's first."""
     import numpy as np
 
@@ -83,34 +106,36 @@ def _owned(spec: Spec, values: dict[str, Any], parts: list[Part]) -> dict[str, l
         owners = np.repeat(np.arange(rows), lengths)
         if owner in values and not np.array_equal(values[owner], owners):
             raise WrongOutput(f"outputs {name!r} and {owner!r} differ in how many elements each row has")
-        value = np.concatenate([_elements(row, spec["shape"][1:], spec["dtype"]) for row in value])
         values[owner] = owners
     if owner not in values:
         raise WrongOutput(f"output {name!r} must be a list of one array for each row, or {owner!r} be given, too")
     owners = np.asarray(values[owner])
     if owners.shape == (0,):
         owners = np.zeros(0, np.int64)  # of an empty list, numpy makes floats
-    _check_elements(name, value, spec["shape"][1:])
-    if owners.shape != value.shape[:1] or owners.dtype.kind not in "iu":
-        raise WrongOutput(f"output {owner!r} must be one integer for each of the {len(value)} elements of {name!r}")
+    there = value.shape[:1] if lengths is None else (sum(lengths),)
+    if owners.shape != there or owners.dtype.kind not in "iu":
+        raise WrongOutput(f"output {owner!r} must be one integer for each of the {there[0]} elements of {name!r}")
     if len(owners) and not (owners.min() >= 0 and owners.max() < rows):
         raise WrongOutput(f"output {owner!r} names rows from {owners.min()} to {owners.max()}; there are {rows}")
     pieces: dict[str, list[Any]] = {name: [], owner: []}
     row = 0
-    for count, _ in parts:
+    for part, (count, _) in enumerate(parts):
         mine = (owners >= row) & (owners < row + count)
-        pieces[name].append(value[mine])
+        if lengths is None:
+            pieces[name].append(sizes.cut(value[mine], part))
+        else:
+            pieces[name].append(np.concatenate([sizes.cut(one, part) for one in value[row : row + count]]))
         pieces[owner].append(owners[mine] - row)
         row += count
     return pieces
 
 
-def _counted(spec: Spec, values: dict[str, Any], parts: list[Part]) -> dict[str, list[Any]]:
+def _counted(spec: Spec, values: dict[str, Any], parts: list[Part], sizes: _Sizes) -> dict[str, list[Any]]:
     """The elements of each part's rows, as far as its longest row goes, and how many each row has."""
     import numpy as np
 
     name, count_name, rows = spec["name"], spec["count"], sum(count for count, _ in parts)
-    value, (most, *rest) = values[name], spec["shape"][1:]
+    value, most = values[name], spec["shape"][1]
     lengths = None if count_name in values else _lengths(value, rows, len(spec["shape"]))
     counts = np.asarray(values.get(count_name, lengths))
     if counts.shape != (rows,) or counts.dtype.kind not in "iu":
@@ -127,17 +152,17 @@ def _counted(spec: Spec, values: dict[str, Any], parts: list[Part]) -> dict[str,
     values[count_name] = counts
     pieces: dict[str, list[Any]] = {name: [], count_name: []}
     row = 0
-    for count, _ in parts:
+    for part, (count, _) in enumerate(parts):
         mine = counts[row : row + count]
-        ours = zip(value[row : row + count], mine.tolist())
-        rows_of_part = [_elements(one, rest, spec["dtype"])[:n] for one, n in ours]
-        kind = np.result_type(*rows_of_part) if rows_of_part[0].dtype.kind != "O" else object
-        piece = np.zeros((count, int(mine.max(initial=0)), *rest), kind)
-        if kind is object:
+        ours = [sizes.cut(one[:n], part) for one, n in zip(value[row : row + count], mine.tolist())]
+        found = [one for one in ours if len(one)] or ours[:1]
+        piece = np.zeros((count, int(mine.max(initial=0)), *found[0].shape[1:]), np.result_type(*found))
+        if piece.dtype.kind == "O":
             piece[...] = "" if spec["dtype"] == "string" else b""
-        for target, one in zip(piece, rows_of_part):
-            _check_elements(name, one, rest)
-            target[: len(one)] = one
+        for target, one in zip(piece, ours):
+            if len(one):
+                _check_elements(name, one, piece.shape[2:])
+                target[: len(one)] = one
         pieces[name].append(piece)
         pieces[count_name].append(mine)
         row += count
@@ -148,14 +173,9 @@ def _lengths(value: Any, rows: int, ndim: int) -> Any:
     """How many elements each row has, if there is one array for each, together of so many dimensions; else None."""
     if isinstance(value, list):
         return [len(row) for row in value]
+    if value.ndim > 1 and value.shape[:2] == (rows, 0):
+        return [0] * rows  # of rows without any, numpy does not know how many dimensions an element has
     return [value.shape[1]] * rows if value.ndim == ndim and len(value) == rows else None
-
-
-def _elements(row: Any, shape: Any, dtype: str) -> Any:
-    """The elements of one row; of none, the shape and the dtype may be any."""
-    import numpy as np
-
-    return row if len(row) else np.zeros((0, *shape), object if dtype in VARIABLE else dtype)
 
 
 def _check(name: str, array: Any, wanted: list[Any], rows: int) -> None:

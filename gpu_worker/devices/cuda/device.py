@@ -31,7 +31,7 @@ from gpu_worker.devices.cuda.plans import MIB, ExecutionBuffer, Room, StreamFore
 from gpu_worker.devices.cuda.records import CudaVersion, Figures, InferResources, Loading, done_of, message_of
 from gpu_worker.devices.cuda.reporting import Reporter
 from gpu_worker.devices.cuda.transfer.loads import Loader
-from gpu_worker.devices.cuda.versions import CudaVersions
+from gpu_worker.devices.cuda.versions import ENGINE, CudaVersions
 from gpu_worker.devices.cuda.waiting.events import EventPool
 from gpu_worker.devices.cuda.waiting.threads import DeviceThread, EventWatcher, Helper
 from gpu_worker.devices.cuda.waiting.watchdog import HangLimits
@@ -176,7 +176,7 @@ class CudaDevice:
         assert version is not None
         of_extents = version.executable.batches.by_extents if version.package.spec.dims else ()
         cells = tuple(Cell(extents, rows) for extents, rows in of_extents if rows)
-        return Traits(engine="graph", load_from=version.image.place, cells=cells)
+        return Traits(engine=ENGINE, load_from=version.image.place, cells=cells)
 
     def unloaded(self, ref: str) -> None:
         """The execution buffer must gather the version's weights again.

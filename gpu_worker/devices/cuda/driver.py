@@ -1,6 +1,6 @@
 """What pages and lanes need of a device: ordered streams, events, memory, capture. The interface to torch.cuda."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -36,6 +36,10 @@ class Pinned(Protocol):
     """Host memory that the device can copy from and to by itself; freed when the object is dropped."""
 
     tensor: torch.Tensor  # uint8, zeros at first
+
+
+Enough = Callable[[Sequence[float]], bool]  # whether these runs, in seconds, are enough
+Timed = Callable[[Work, Enough], Sequence[float]]  # returns the seconds of each run, at least one
 
 
 class Driver(Protocol):
@@ -78,6 +82,13 @@ class Driver(Protocol):
         The function keeps what `work` refers to: captured tensors stay in place as long as it lives. Captured works may
         share the memory for their intermediate results, because they never run at the same time. Only while a version
         is prepared. Raises: RuntimeError if it cannot be captured.
+        """
+
+    def timer(self) -> Timed:
+        """Returns a function that captures works and runs them until it is enough, timed by the device's clock.
+
+        What its captures took is free once the function is dropped and `trim` was called. Only while a version is
+        prepared. It raises: MemoryFull; RuntimeError if a work cannot be captured.
         """
 
     def trim(self) -> None:

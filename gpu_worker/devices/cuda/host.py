@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from gpu_worker.devices.cuda.driver import Event, MemoryFull, Pinned, Stream, Work
+from gpu_worker.devices.cuda.driver import Enough, Event, MemoryFull, Pinned, Stream, Timed, Work
 
 MEMORY_BYTES = 1 << 30
 
@@ -152,6 +152,18 @@ class HostDriver:
         """Returns `work` itself: here operations cannot be separated from the code that calls them."""
         self._asked["capture"] += 1
         return work
+
+    def timer(self) -> Timed:
+        """Returns a function that runs works on the calling thread."""
+        return self._timed
+
+    def _timed(self, work: Work, enough: Enough) -> list[float]:
+        found: list[float] = []
+        while not found or not enough(found):
+            begin_s = time.perf_counter()
+            self.warm_up(work)
+            found.append(time.perf_counter() - begin_s)
+        return found
 
     def trim(self) -> None:
         """Does nothing: no memory is kept back here."""

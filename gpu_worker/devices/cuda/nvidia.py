@@ -9,13 +9,14 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
 from gpu_worker.devices.base import DeviceError
-from gpu_worker.devices.cuda.driver import Event, Pinned, Stream, Work
+from gpu_worker.devices.cuda.driver import Enough, Event, Pinned, Stream, Timed, Work
 
 WARM_SIDE = 1024  # size of the square matrices that keep the clock up: some 10 us of work
 WARM_PRODUCTS = 2
@@ -101,6 +102,14 @@ def _unregister(address: int, keep: torch.Tensor) -> None:
     torch.cuda.cudart().cudaHostUnregister(address)
 
 
+@dataclass(slots=True)
+class _Pool:
+    """Memory of captures, and a graph that stays: torch captures nothing into a pool whose last graph is gone."""
+
+    handle: Any = None  # None: it is yet to be opened
+    anchor: Work | None = None
+
+
 class NvidiaDriver:
     """A Driver for one GPU. Raises: DeviceError."""
 
@@ -117,8 +126,8 @@ class NvidiaDriver:
             torch.cuda.set_device(self.place)
             torch.cuda.init()
             self._side, self._capture_side = torch.cuda.Stream(self.place), torch.cuda.Stream(self.place)
-            self._pool: Any = None  # memory pool of all captures, once there is one
-            self._open_pool()
+            self._pool = _Pool()  # of all captures that stay
+            self._open(self._pool)
             self._gather = _gather_of(self.place)
             properties = torch.cuda.get_device_properties(self.place)
         except RuntimeError as error:
@@ -132,16 +141,16 @@ class NvidiaDriver:
         # that
         torch._C._cudnn_set_conv_benchmark_empty_cache(False)
 
-    def _open_pool(self) -> None:
-        """There is a pool with a graph that stays: torch captures nothing into a pool whose last graph is gone."""
+    def _open(self, pool: "_Pool") -> None:
+        """Works can be captured into the pool."""
         nothing = self.allocate(1)
 
         def clear() -> None:
             nothing.zero_()
 
         self.warm_up(clear)
-        self._pool = torch.cuda.graph_pool_handle()
-        self._anchor = self.capture(clear)
+        pool.handle = torch.cuda.graph_pool_handle()
+        pool.anchor = self._captured(clear, pool)
 
     def enter(self) -> None:
         """The calling thread uses this GPU, without gradients."""
@@ -200,26 +209,47 @@ class NvidiaDriver:
         self._side.synchronize()
 
     def capture(self, work: Work) -> Work:
-        """Returns a function that replays the operations of `work`.
+        """Returns a function that replays the operations of `work`."""
+        return self._captured(work, self._pool)
+
+    def timer(self) -> Timed:
+        """Returns a function that times replays, whose captures have a pool of their own."""
+        return partial(self._timed, _Pool())
+
+    def _timed(self, pool: "_Pool", work: Work, enough: Enough) -> list[float]:
+        replay = self._captured(work, pool)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        found: list[float] = []
+        while not found or not enough(found):
+            with torch.cuda.stream(self._side):
+                begin.record(self._side)
+                replay()
+                end.record(self._side)
+            end.synchronize()
+            found.append(self.seconds(begin, end))
+        return found
+
+    def _captured(self, work: Work, pool: "_Pool") -> Work:
+        """Returns a function that replays the operations of `work`; what they take belongs to the pool.
 
         The capture uses a stream that runs nothing else, so the libraries' workspaces belong to graphs alone.
         `torch.cuda.graph` is not used: while serving it would wait for the whole device and free all cached memory.
         """
-        if self._pool is None:
-            self._open_pool()
+        if pool.handle is None:
+            self._open(pool)
         self._asked["capture"] += 1
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._capture_side):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            graph.capture_begin(pool=pool.handle, capture_error_mode="thread_local")
             try:
                 work()
                 graph.capture_end()
             except BaseException:
-                self._abandon(graph)
+                self._abandon(graph, pool)
                 raise
         return partial(_replay, graph, work)
 
-    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+    def _abandon(self, graph: torch.cuda.CUDAGraph, pool: "_Pool") -> None:
         """The stream captures no more, and the next capture is not affected by the failed one.
 
         If the failure was the device's (a synchronisation inside a capture), torch ends the capture but not its hold on
@@ -232,8 +262,8 @@ class NvidiaDriver:
         except RuntimeError:  # this error says less than the first one
             self._spoilt.append(graph)
             with contextlib.suppress(RuntimeError):  # torch had released the hold after all
-                torch._C._cuda_endAllocateToPool(self.place.index, self._pool)
-            self._pool = None
+                torch._C._cuda_endAllocateToPool(self.place.index, pool.handle)
+            pool.handle = None
 
     def trim(self) -> None:
         """Memory that torch's allocator caches is free."""

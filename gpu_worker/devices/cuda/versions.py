@@ -7,7 +7,10 @@ from weakref import WeakValueDictionary
 import torch
 
 from gpu_worker.core.cutting import varies
+from gpu_worker.core.figures import Cell
+from gpu_worker.core.fixed import fixed_rows, kept_cells
 from gpu_worker.devices.attempts import Attempts
+from gpu_worker.devices.base import Traits
 from gpu_worker.devices.cuda.driver import Driver
 from gpu_worker.devices.cuda.graphs import GraphExecutable, build, try_out
 from gpu_worker.devices.cuda.memory import Memory, Ring
@@ -18,8 +21,10 @@ from gpu_worker.devices.execution.open_rows import OpenInputs
 from gpu_worker.devices.execution.rows import padding_rows
 from gpu_worker.devices.images import DISK, HostImage, Image, Images
 from gpu_worker.packages.package import Package
+from gpu_worker.profiling import profile_kind, read_profile
 from mesh import wire
 
+ENGINE = "graph"  # how EXEC runs here
 ExecutableKey = tuple[str, int, tuple[wire.Dim, ...]]  # architecture, batch_max, open dimensions
 
 
@@ -60,7 +65,7 @@ class CudaVersions:
         with self._attempt(package, kind):
             image = self.images.take(package)
             try:
-                self._add(package, image)
+                self._add(package, image, kind)
             except Exception:
                 self.images.drop(package.ref)
                 raise
@@ -89,7 +94,7 @@ class CudaVersions:
             if well or not self._driver.lost():
                 self._attempts.end(package.ref, well=well)
 
-    def _add(self, package: Package, image: Image) -> None:
+    def _add(self, package: Package, image: Image, kind: str) -> None:
         spec = package.spec
         inputs = OpenInputs.of(package) if varies(spec) else None
         padding = padding_rows(package) if inputs is None else ()
@@ -98,7 +103,7 @@ class CudaVersions:
             self._prepare_disk()
         executable = self._executables.get(key)
         if executable is None:
-            executable = self._build(package, image)
+            executable = self._build(package, image, kind)
         elif self._checks.are_needed(package):  # it was captured with another version's weights
             try_out(self._driver, package, executable.forward, self._weights(package, image))
         self._checks.passed(package)
@@ -109,9 +114,13 @@ class CudaVersions:
         self._preparations += 1
         self._prepared[package.ref] = CudaVersion(package, self._preparations, image, executable, padding, inputs)
 
-    def _build(self, package: Package, image: Image) -> GraphExecutable:
-        """Returns the executable of the architecture, checked with the weights of the image."""
-        executable = build(self._driver, package, self._weights(package, image), self._memory.execution_buffer)
+    def _build(self, package: Package, image: Image, kind: str) -> GraphExecutable:
+        """Returns the executable of the architecture, checked with the weights of the image.
+
+        Of a version that was measured before, it has the batches that were: so its profile holds.
+        """
+        weights, cells = self._weights(package, image), _measured_cells(package, kind, image.place)
+        executable = build(self._driver, package, weights, self._memory.execution_buffer, cells=cells)
         self._figures.graphs += len(executable.replays)
         self._figures.graph_bytes += executable.graph_bytes
         return executable
@@ -126,3 +135,13 @@ class CudaVersions:
 
     def _pinned_image(self, size: int) -> PinnedImage:
         return PinnedImage(self._driver.pin(size))
+
+
+def _measured_cells(package: Package, kind: str, place: str) -> tuple[Cell, ...]:
+    """Returns the cells with which a version was measured, its weights in this place; (): it was not, or has none."""
+    spec = package.spec
+    if not spec.dims:
+        return ()
+    traits = Traits(engine=ENGINE, load_from=place)
+    profile = read_profile(package.folder, profile_kind(kind, traits), spec, rows=fixed_rows(spec))
+    return kept_cells(spec, profile) if profile is not None else ()

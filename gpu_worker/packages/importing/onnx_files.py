@@ -20,14 +20,12 @@ import xxhash
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 
-from gpu_worker.devices.execution.onnx import ORT_DTYPES, OnnxForward, message_of, open_session, require
-from gpu_worker.packages import batches, examples, trials
-from gpu_worker.packages.apart import of_extents
+from gpu_worker.devices.execution.onnx import ORT_DTYPES, OnnxForward, open_session, require
+from gpu_worker.packages import batches, examples, given_rows, trials
 from gpu_worker.packages.arguments import Opening, PackageOptions, check_inputs, opening_of, printable
 from gpu_worker.packages.comparing import Run, same, tolerance
 from gpu_worker.packages.declared import MANIFEST, TENSORS_MAX
-from gpu_worker.packages.importing.shapes import Probed, counts, output_spec, output_specs, probes
-from gpu_worker.packages.importing.signature import check_names
+from gpu_worker.packages.importing import onnx_runs
 from gpu_worker.packages.judging import onnx_graphs
 from gpu_worker.packages.package import Package, read_package
 from gpu_worker.packages.reading.files import open_plain, read_plain
@@ -93,22 +91,29 @@ def write_onnx_package(
     onnx_graphs.check(place, model, set(inputs), batch_max, sure, _constants(model).get)
     _check_kinds(place, original)
     whole = OnnxForward(original, inputs)
-    draw = _drawn(place, sizing, whole, example, batch_max)
-    outputs = _outputs(place, whole, draw, batch_max, sizing, opening.rows)
+    draw = onnx_runs.draw_of(place, sizing, whole, example, batch_max)
+    outputs = onnx_runs.outputs_of(place, whole, draw, batch_max, sizing, opening.rows)
     _repeat_numbers(model, whole, draw)
     weights = _lift_weights(model)
     content = model.SerializeToString()
     lean = OnnxForward(open_session(content, place, PackageCode.NOT_ONNX), [*weights, *inputs])
     before = _digests(weights)
     _check(
-        place, outputs, partial(_run, lean, weights), partial(_whole, whole), draw, batch_max, _dtypes(model), sizing
+        place,
+        outputs,
+        partial(onnx_runs.run, lean, weights),
+        partial(onnx_runs.whole, whole),
+        draw,
+        batch_max,
+        _dtypes(model),
+        sizing,
     )
     if _digests(weights) != before:
         why = "running the graph changes its weights: an answer would depend on what was asked before"
         raise PackageError(place, [why], PackageCode.STATE_CHANGED)
-    kept = examples.to_keep(draw, specs)
+    kept = given_rows.to_keep(draw, specs)
     close = tolerance(_dtypes(model), CPU)
-    examples.check_kept(place, outputs, partial(_run, lean, weights), kept, batch_max, close, sizing)
+    given_rows.check_kept(place, outputs, partial(onnx_runs.run, lean, weights), kept, batch_max, close, sizing)
     manifest = manifest_text(options.spec(sizing, outputs), description or model.doc_string, GRAPH)
     with staged(repository, name, version) as folder:
         (folder / GRAPH).write_bytes(content)
@@ -292,101 +297,13 @@ def _dtypes(model: Any) -> set[torch.dtype]:
     return {torch.float32} | {EXACTNESS[kind] for kind in kinds if kind in EXACTNESS}
 
 
-def _run(forward: OnnxForward, weights: Mapping[str, Array], given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Returns the outputs. Raises: RuntimeError with a sentence for people."""
-    try:
-        return forward(*(torch.from_numpy(weight) for weight in weights.values()), *given)
-    except Exception as error:  # onnxruntime raises its own errors
-        raise RuntimeError(message_of(error)) from None
-
-
-def _whole(forward: OnnxForward, given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Returns the file's outputs as they are served: a number that holds for the batch is repeated for each row."""
-    return [tensor if tensor.ndim else tensor.expand(len(given[0])) for tensor in _run(forward, {}, given)]
-
-
 def _repeat_numbers(model: Any, forward: OnnxForward, draw: batches.Draw) -> None:
     """The graph returns a number that holds for the batch once for each row, where the opset allows it."""
-    outputs = _run(forward, {}, draw(1, torch.Generator().manual_seed(batches.SEED)))
+    outputs = onnx_runs.run(forward, {}, draw(1, torch.Generator().manual_seed(batches.SEED)))
     numbers = [name for name, output in zip(forward.outputs, outputs, strict=True) if not output.ndim]
     opset = next((found.version for found in model.opset_import if found.domain in ("", "ai.onnx")), 0)
     if numbers and opset >= EXPANDS:
         onnx_graphs.repeat(require("onnx", ""), model, numbers, forward.inputs[0])
-
-
-def _drawn(
-    place: str,
-    sizing: Sizing,
-    forward: OnnxForward,
-    example: Mapping[str, Any] | None,
-    batch_max: int,
-) -> batches.Draw:
-    """Returns how inputs are drawn: from the given rows, or at random. Raises: PackageError."""
-    if example is not None:
-        kept = examples.given(place, sizing.inputs, example, batch_max, sizing)
-        rows = kept.draw(min(2, batch_max), torch.Generator().manual_seed(batches.SEED))
-        with contextlib.suppress(RuntimeError):  # rows that it fails on are reported where its outputs are found
-            examples.check_shows(place, _run(forward, {}, rows))
-        return kept.draw
-    specs = sizing.inputs
-    drawn, why = examples.find(specs, partial(_whole, forward), batch_max, sizing)
-    if drawn is None:
-        assert why is not None
-        fewest, _ = examples.find(specs, partial(_whole, forward), 1, sizing) if batch_max > 1 else (None, None)
-        if fewest is not None:
-            raise _fixed(place, why, sizing)
-        raise PackageError(place, [examples.not_run(examples.message_of(why))], PackageCode.FORWARD_FAILED)
-    return drawn.draw
-
-
-def _outputs(
-    place: str, forward: OnnxForward, draw: batches.Draw, batch_max: int, sizing: Sizing, tellers: Mapping[str, str]
-) -> tuple[wire.TensorSpec, ...]:
-    """Returns the outputs' dtypes and shapes, found by running some rows. Raises: PackageError."""
-    check_names(place, "outputs", forward.outputs)
-    if sizing.dims or tellers:
-        return _open_outputs(place, forward, draw, batch_max, sizing, tellers)
-    rows = counts(batch_max)
-    generator = torch.Generator().manual_seed(batches.SEED)
-    found, why = [], None
-    for count in dict.fromkeys((*rows, 1)):
-        try:
-            found.append(_whole(forward, draw(count, generator)))
-        except RuntimeError as error:
-            why = why or error
-    if why is not None and found:
-        raise _fixed(place, why, sizing)
-    if why is not None:
-        raise PackageError(place, [f"the graph fails: {examples.message_of(why)}"], PackageCode.FORWARD_FAILED)
-    few, more = found[0], found[len(set(rows)) - 1]
-    pairs = zip(forward.outputs, few, more, strict=True)
-    return tuple(output_spec(place, name, one, other, rows) for name, one, other in pairs)
-
-
-def _open_outputs(
-    place: str, forward: OnnxForward, draw: batches.Draw, batch_max: int, sizing: Sizing, tellers: Mapping[str, str]
-) -> tuple[wire.TensorSpec, ...]:
-    """As `_outputs`, of a graph with open dimensions, or with outputs that have a leading dimension of their own."""
-    seen = []
-    for inputs in probes(draw, sizing, batch_max):
-        extents = sizing.of(inputs)
-        try:
-            seen.append(Probed(len(inputs[0]), extents, _whole(forward, inputs)))
-        except RuntimeError as error:
-            of = f"{trials.counted(len(inputs[0]))}{of_extents(sizing, extents)}"
-            why = f"the graph fails on {of}: {examples.message_of(error)}. It must take any extents that dims allows"
-            raise PackageError(place, [why], PackageCode.FORWARD_FAILED) from None
-    return tuple(output_specs(place, forward.outputs, sizing, tellers, seen))
-
-
-def _fixed(place: str, why: Exception, sizing: Sizing) -> PackageError:
-    """Returns the error for a graph that runs on some numbers of rows only, or of some extents."""
-    of = f", or of some extents of {' and '.join(dim.name for dim in sizing.dims)}," if sizing.dims else ""
-    told = f"the graph runs on some numbers of rows{of} only: {examples.message_of(why)}"
-    mend = (
-        "export the model with a first dimension that is free, and without numbers in place of it; or give batch_max=1"
-    )
-    return PackageError(place, [f"{told}. It must take any up to batch_max: {mend}"], PackageCode.BATCH_FIXED)
 
 
 def _check(
@@ -406,11 +323,12 @@ def _check(
     try:
         expected = trial.run(run_original)
         results = trials.check(place, outputs, run, trial, close)
+        trials.check_telling(place, outputs, run, trial, results, close)
         trials.check_beside(place, outputs, run, trial, results, close)
     except PackageError:
         raise
     except RuntimeError as error:
-        raise _fixed(place, error, sizing) from None
+        raise onnx_runs.fixed_fault(place, error, sizing) from None
     for wanted, found in zip(expected, results, strict=True):
         for name, one, other in zip(names, wanted, found, strict=True):
             if not same(one, other, close):

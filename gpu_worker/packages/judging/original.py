@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpu_worker.packages import batches, examples, trials
+from gpu_worker.packages import batches, examples, given_rows, trials
 from gpu_worker.packages.apart import free, of_extents
 from gpu_worker.packages.batches import Draw, TrialBatch
 from gpu_worker.packages.comparing import TOLERANCE
@@ -130,7 +130,7 @@ class Original:
         """Returns how inputs are drawn: from the author's rows, or at random. Raises: PackageError."""
         kept = None
         if example is not None:
-            kept = examples.given(self.place, self.specs, example, self.batch_max, self.sizing)
+            kept = given_rows.given(self.place, self.specs, example, self.batch_max, self.sizing)
         why: Exception | None = None
         rows, generator = min(2, self.batch_max), partial(torch.Generator().manual_seed, batches.SEED)
         for binding in self._ways:
@@ -141,7 +141,7 @@ class Original:
                     return drawn.draw
             else:
                 try:
-                    examples.check_shows(self.place, self._run(kept.draw(rows, generator())))
+                    given_rows.check_shows(self.place, self._run(kept.draw(rows, generator())))
                     return kept.draw
                 except PackageError:
                     raise

@@ -40,13 +40,15 @@ def test_a_start_that_was_put_off_is_due_then() -> None:
     assert queue.starts_before(1.6) == []
 
 
-def test_the_shares_of_those_that_cost_no_more_are_summed() -> None:
+def test_the_shares_of_those_that_cost_less_are_summed_and_of_equals_with_no_later_deadline() -> None:
     queue = ModelQueue()
     for number, share_s in enumerate((0.001, 0.002, 0.004, 0.004)):
-        queue.push(sized(number, deadline_s=1.0, share_s=share_s, latest_s=0.5, rows=2))
-    assert queue.share_up_to(rank_of(0.0005)) == 0.0
-    assert queue.share_up_to(rank_of(0.002)) == pytest.approx(0.006)
-    assert queue.share_up_to(rank_of(0.5)) == pytest.approx(queue.share_s) == pytest.approx(0.022)
+        queue.push(sized(number, deadline_s=1.0 + number, share_s=share_s, latest_s=0.5, rows=2))
+    assert queue.share_before(rank_of(0.0005), 9.0) == 0.0
+    assert queue.share_before(rank_of(0.002), 9.0) == pytest.approx(0.006)
+    assert queue.share_before(rank_of(0.002), 0.5) == pytest.approx(0.002)
+    assert queue.share_before(rank_of(0.004), 3.0) == pytest.approx(0.014)  # a deadline that is as early
+    assert queue.share_before(rank_of(0.5), 0.0) == pytest.approx(queue.share_s) == pytest.approx(0.022)
 
 
 def test_what_is_kept_beside_the_queue_is_right_whatever_comes_and_goes_and_comes_back() -> None:
@@ -72,7 +74,7 @@ def test_an_empty_queue_costs_nothing() -> None:
     queue = ModelQueue()
     queue.push(sized(1, deadline_s=1.0, share_s=0.1, latest_s=0.5))
     queue.take(1)
-    assert (queue.share_s, queue.share_up_to(1000), queue.first_start_s()) == (0.0, 0.0, math.inf)
+    assert (queue.share_s, queue.share_before(1000, 9.0), queue.first_start_s()) == (0.0, 0.0, math.inf)
     queue.check()
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frontend.client.conversation import Conversation, Prediction, RequestTarget
+from frontend.client.conversation import Conversation, Invalid, Prediction, RequestTarget
 from frontend.client.strings import array_of
 from mesh.strings import pack, unpack
 
@@ -109,3 +109,9 @@ def test_inputs_of_any_length_are_asked_with_their_own_shapes(seq: int) -> None:
         ("ids", "int64", [1, seq]),
         ("mask", "bool", [1, seq]),
     ]
+
+
+def test_rows_of_unequal_lengths_are_told_so_before_they_are_sent() -> None:
+    with pytest.raises(Invalid, match=r"(?s)ids is no array.*unequal lengths.*mask.*infer_many") as raised:
+        Conversation().infer(1, TARGET, {"ids": [[1, 2], [1, 2, 3]]}, {})
+    assert (raised.value.code, raised.value.field) == ("bad_data", "inputs")

@@ -3,8 +3,8 @@
 import pytest
 
 from frontend.core.answers import error_answer, ok_answer
+from frontend.core.open_calls import Call, Completed
 from frontend.core.protocol import AnswerTensor, Error
-from frontend.core.requests import Call, Completed
 from mesh import wire
 
 TENSOR = wire.TensorSpec(name="x", dtype="uint8", shape=(-1, 2))

@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from frontend.core.cache import PredictionCache
 from frontend.core.evaluations import Evaluations, GivenUp
-from frontend.core.requests import Call, CallPart, RequestTable
+from frontend.core.open_calls import Call, CallPart
+from frontend.core.requests import RequestTable
 from tests.frontend.core.test_requests import call_of
 
 INPUT = [b"in"]

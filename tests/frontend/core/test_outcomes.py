@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from frontend.core import protocol
+from frontend.core.open_calls import Call, CallPart
 from frontend.core.outcomes import BUSIEST_MAX, OUTCOMES, Outcomes, outcome_of
 from frontend.core.protocol import ClientAnswer, Error
-from frontend.core.requests import Call, CallPart
 from mesh import wire
 from mesh.codes import AnswerStatus, ErrorCode
 from mesh.tallies import LABELS_MAX

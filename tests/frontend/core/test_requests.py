@@ -8,7 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from frontend.core.requests import REFUSAL_S, Call, CallPart, Completed, RequestTable
+from frontend.core.open_calls import Call, CallPart, Completed
+from frontend.core.requests import REFUSAL_S, RequestTable
 from mesh import wire
 from tests.cores import Checked
 

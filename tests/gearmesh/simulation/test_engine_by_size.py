@@ -106,3 +106,25 @@ def test_models_with_and_without_open_dimensions_share_a_device() -> None:
         for model in (0, 1)
     ]
     assert min(served) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("times", "rate_rps", "slo_ms"),
+    [
+        ({"intercept": 3.0, "slope": 0.15}, 5000, (25,)),  # much is gained by batching, 1.2 times what can be served
+        ({"intercept": 0.8, "slope": 1.4}, 900, (60,)),  # and little, 1.3 times
+        ({"intercept": 3.0, "slope": 0.15}, 5000, (12, 50)),
+    ],
+)
+def test_where_all_have_one_size_as_many_are_served_as_without_open_dimensions(
+    times: dict[str, float], rate_rps: float, slo_ms: tuple[float, ...]
+) -> None:
+    served = []
+    for opened in ({}, {"dims": {"seq": [1, 16]}}):
+        models = {"count": 2, "weights_mb": 1, "batch_max": 32, "exec_ms": times, **opened}
+        sizes = {"sizes": {"kind": "choice", "values": [16], "shares": [1.0]}} if opened else {}
+        load = {"rate_rps": rate_rps, "slo_ms": list(slo_ms), "seconds": 1500 / rate_rps, **sizes}
+        outcome = play(scenario(models=models, load=load, devices=AT_ONCE))
+        served.append(sum(map(outcome.in_time, range(len(outcome.status)))) / len(outcome.status))
+    assert 0.4 < served[0] < 0.97
+    assert served[1] >= served[0] - 0.01

@@ -128,6 +128,7 @@ def test_open_dimensions_stand_in_the_spec_in_the_order_of_the_inputs() -> None:
         ({"owners": ["tokens=y"]}, "--output y:int64:-1"),
         ({"owners": ["n=n"]}, "two different"),
         ({"counts": ["n=k"]}, "tokens, n, y"),
+        ({"counts": ["tokens=n"]}, "second dimension"),
         ({"counts": ["tokens=n"], "owners": ["tokens=n"]}, "one of the two"),
     ],
 )

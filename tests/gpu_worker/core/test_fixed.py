@@ -1,10 +1,14 @@
 """Which batches a device of fixed shapes prepares itself for."""
 
+import itertools
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_worker.core.fixed import EDGES, FixedBatches, fixed_batches, geometric_edges
+from gpu_worker.core.figures import Cell
+from gpu_worker.core.fixed import EDGES, FixedBatches, fixed_batches, fixed_rows, kept_cells
 from mesh import wire
 from mesh.sizes import holds
 
@@ -36,16 +40,36 @@ def test_no_cell_holds_a_batch_of_no_rows_or_of_too_many(batch: int) -> None:
     assert FixedBatches((((), (1, 2, 4, 7)),)).holding(batch, ()) is None
 
 
-def test_edges_are_geometric_and_reach_the_greatest_extent() -> None:
-    assert geometric_edges(SEQ, 8) == (2, 5, 10, 23, 49, 108, 235, 512)
-    assert geometric_edges(wire.Dim(name="k", least=3, most=5), 8) == (3, 4, 5)
-    assert geometric_edges(wire.Dim(name="k", least=7, most=7), 8) == (7,)
-    assert len(fixed_batches(spec(4, *IMAGE)).by_extents) == EDGES[2] ** 2
+def cells_of(edges: Sequence[Sequence[int]], rows: tuple[int, ...]) -> tuple[Cell, ...]:
+    return tuple(Cell(extents, rows) for extents in itertools.product(*edges))
+
+
+def test_with_open_dimensions_rows_are_powers_of_two_as_far_as_they_are_of_use() -> None:
+    assert fixed_rows(spec(12, SEQ)) == (1, 2, 4, 8, 12)
+    cells = (Cell((32,), (1, 2, 3, 4, 6, 8, 12)), Cell((128,), (1, 2, 3, 4, 6)), Cell((512,), (1,)))
+    found = fixed_batches(spec(12, SEQ), cells)
+    assert found.by_extents == (((32,), (1, 2, 4, 8, 12)), ((128,), (1, 2, 4)), ((512,), (1,)))
+
+
+def test_no_extents_have_more_rows_than_lesser_ones() -> None:
+    cells = (Cell((32,), (1, 2)), Cell((512,), (1, 2, 3, 4)))
+    assert fixed_batches(spec(4, SEQ), cells).by_extents == (((32,), (1, 2)), ((512,), (1, 2)))
+
+
+def test_cells_of_an_earlier_profile_are_taken_as_they_are_unless_they_are_too_many() -> None:
+    def kept(*extents: int) -> tuple[Cell, ...]:
+        sizes = tuple(wire.SizeTimes(extents=(extent,), exec_s={1: 0.1, 2: 0.2}) for extent in extents)
+        profile = wire.Profile(exec_s={1: 0.1, 2: 0.2}, load_s=0.1, sizes=sizes)
+        return kept_cells(spec(4, SEQ), profile)
+
+    most = range(512 - EDGES[1] + 1, 513)
+    assert kept(*most) == tuple(Cell((extent,), (1, 2)) for extent in most)
+    assert kept(1, *most) == ()
 
 
 @given(rows=st.integers(1, 12), h=st.integers(32, 640), w=st.integers(32, 640))
 def test_every_batch_is_held_by_the_least_cell_that_can(rows: int, h: int, w: int) -> None:
-    batches = fixed_batches(spec(12, *IMAGE))
+    batches = fixed_batches(spec(12, *IMAGE), cells_of([(96, 300, 640)] * 2, (1, 2, 4, 8, 12)))
     found = batches.holding(rows, (h, w))
     assert found is not None
     assert found[0] >= rows

@@ -13,7 +13,7 @@ from gpu_worker.core.gridding import are_possible
 from gpu_worker.core.measuring import ladder
 from gpu_worker.core.measuring_sizes import SizedMeasurement
 from gpu_worker.core.surfaces import Point
-from gpu_worker.core.surveying import BUDGET_S, LONGEST_S, OF_USE, Survey, cells_by_running
+from gpu_worker.core.surveying import BUDGET_S, LONGEST_S, OF_USE, SPARE, Survey, cells_by_running
 from mesh import wire
 from mesh.sizes import Extents
 from tests.gpu_worker.core.sized_costs import IMAGE, SEQ, Cost, cpu, h100, image
@@ -72,7 +72,7 @@ class Bench:
         """The profile that follows; it is possible."""
         found = self.measure().profile("eager")
         assert found is not None
-        assert are_possible(found.sizes, self.dims, self.batch_max, self.cells)
+        assert are_possible(found.sizes, self.dims, ladder(self.batch_max), self.cells)
         assert found.exec_s == found.sizes[-1].exec_s
         return found
 
@@ -192,11 +192,23 @@ def test_a_device_of_fixed_shapes_is_measured_in_these_alone() -> None:
 
 
 def test_cells_of_such_a_device_follow_from_runs_at_once() -> None:
-    cells = cells_by_running(Survey(SEQ, 32, 0.02), h100, any_batch=False, most=8)
+    def run(batch: int, extents: Extents) -> list[float]:
+        return [h100(batch, extents)] * 3
+
+    cells = cells_by_running(Survey(SEQ, 32, 0.02), run, any_batch=False, most=8)
     assert len(cells) == 8
     assert cells[-1] == Cell((512,), ladder(32))
-    none = cells_by_running(Survey(SEQ, 32, 0.02), lambda batch, extents: None, any_batch=False)
+    none = cells_by_running(Survey(SEQ, 32, 0.02), lambda batch, extents: [], any_batch=False)
     assert none == ()
+
+
+def test_batches_that_take_far_longer_than_is_of_use_are_no_cells_of_such_a_device() -> None:
+    survey = Survey(SEQ, 32, 0.002)
+    cells = cells_by_running(survey, lambda batch, extents: [batch * extents[0] * 1e-4] * 3, any_batch=False, most=8)
+    assert cells[0].batches == ladder(32)
+    assert cells[-1] == Cell((512,), (1,)), "one row always is of use: it takes 51 ms, 2.5 times what else is"
+    for cell in cells:
+        assert all(batch == 1 or batch * cell.extents[0] * 1e-4 <= SPARE * 0.0512 * 1.2 for batch in cell.batches)
 
 
 def test_a_plan_is_due_when_what_is_left_of_it_is_done_and_a_load_was_seen() -> None:

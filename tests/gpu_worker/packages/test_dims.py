@@ -221,3 +221,17 @@ def test_rows_of_an_example_are_tried_at_other_extents_too(tmp_path: Path) -> No
     inputs = {"x": ("float32", ("seq", 2)), "n": ("int64", ())}
     package = write_package(tmp_path, "m", "1", Step(), inputs=inputs, dims={"seq": (1, 20)}, example=rows, batch_max=3)
     assert load_file(package.folder / "example.safetensors")["x"].shape == (4, 6, 2)
+
+
+class Hidden(nn.Module):
+    """Attends to what the mask shows, and computes with the mask's values, as models of transformers do."""
+
+    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        hidden = (1.0 - attention_mask[:, None].to(x.dtype)) * torch.finfo(x.dtype).min
+        return torch.softmax(x @ x.transpose(1, 2) + hidden, -1) @ x
+
+
+def test_random_rows_of_a_mask_of_integers_hide_no_row_as_a_whole(tmp_path: Path) -> None:
+    inputs = {"x": ("float32", ("seq", 3)), "attention_mask": ("int64", ("seq",))}
+    package = write_package(tmp_path, "m", "1", Hidden(), inputs=inputs, dims={"seq": (1, 30)}, batch_max=4)
+    assert [(t.shape, t.dims) for t in package.spec.outputs] == [((-1, -1, 3), ("seq", ""))]

@@ -5,6 +5,8 @@ import pytest
 from gearmesh.simulation.arrivals.loads import arrivals
 from scripts.bench_lengths import ARRIVAL, DEADLINES, LIMIT, OURS, RULES, LengthRun, by_load, unexpected
 from scripts.rigs.length_cells import ARRIVALS, COSTS, LENGTHS, LOADS, OBJECTIVES, LengthCell, all_cells
+from scripts.rigs.length_refusals import RULES as REFUSALS
+from scripts.rigs.length_refusals import RefusalRun, table
 from scripts.rigs.length_rules import first_come, longest_by_deadline
 
 
@@ -77,3 +79,16 @@ def test_tables_have_a_row_for_each_load_and_what_exceeds_the_bound_is_told() ->
     assert "0.833" in rows[0]
     assert unexpected(found) == []
     assert len(unexpected({run: old | {OURS: {"attainment": 0.7}} for run, old in found.items()})) == 1
+
+
+def test_early_refusals_are_compared_on_the_same_arrivals_with_so_much_for_each_device() -> None:
+    run = RefusalRun(LengthCell("cpu", "two-point", "Poisson", "4x", 2.0), 11, 150, 2, 0.02)
+    one = run.cell.scenario(150)
+    assert run.scenario().load.rate_rps == pytest.approx(2 * (one.load.rate_rps or 0.0))
+    assert (run.scenario().devices.count, run.scenario().noise.exec_cv) == (2, 0.02)
+    records = run.records()
+    assert records.keys() == REFUSALS.keys()
+    assert records["none"]["told"] > records["both"]["told"]  # bad news comes sooner
+    rows = [line for line in table({run: records}, [2.0]) if line.startswith(tuple(f"| {rule} |" for rule in REFUSALS))]
+    assert len(rows) == len(REFUSALS)
+    assert rows[0].split("|")[2].strip() == f"{records['none']['attainment']:.3f}"

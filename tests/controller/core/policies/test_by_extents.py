@@ -1,5 +1,7 @@
 """Requests of unequal extents: who goes together, who is too late, and who is let in."""
 
+from collections.abc import Mapping
+
 import pytest
 
 from controller.core.policies.by_extents import Together
@@ -15,8 +17,13 @@ NOW = 100.0
 LONG, SHORT = (512,), (16,)
 
 
-def shard(spec: wire.ModelSpec | None = None, profile: wire.Profile | None = None, workers: int = 1) -> Shard:
-    one = Shard()
+def shard(
+    spec: wire.ModelSpec | None = None,
+    profile: wire.Profile | None = None,
+    workers: int = 1,
+    policy: Mapping[str, float] | None = None,
+) -> Shard:
+    one = Shard(policy=policy)
     one.want(["m:1"])
     for n in range(workers):
         report = open_prepared("m:1", spec or open_spec(), profile or sized_profile())
@@ -140,6 +147,14 @@ def test_a_short_request_is_let_in_past_long_ones_and_a_long_one_is_not_let_in_b
     assert (admitted, code) == (False, ErrorCode.OVERLOAD)
 
 
+def test_nothing_goes_before_where_it_is_set_so() -> None:
+    one = shard(policy={"refuse_ahead": 0})
+    for number in range(200):
+        waits(one, number, (100,), budget_s=5.0)
+    assert admit(one, LONG, 1.0)[0]
+    assert admit(one, LONG, 0.08)[1] is ErrorCode.DEADLINE  # it takes 89 ms
+
+
 def test_a_request_that_is_late_even_alone_is_refused_by_its_own_length() -> None:
     one = shard()
     assert admit(one, LONG, 0.08)[1] is ErrorCode.DEADLINE
@@ -152,6 +167,34 @@ def test_two_hosts_share_what_goes_before() -> None:
     lone, pair = shard(), shard(workers=2)
     for one in (lone, pair):
         for number in range(12):
-            waits(one, number, (256,), budget_s=5.0)
+            waits(one, number, (256,), budget_s=0.4)
     assert not admit(lone, (256,), 0.4)[0]
     assert admit(pair, (256,), 0.4)[0]
+
+
+def test_equals_go_before_it_only_if_their_deadline_is_not_later() -> None:
+    one = shard()
+    for number in range(12):
+        waits(one, number, (256,), budget_s=0.5)
+    assert admit(one, (256,), 0.4)[0]
+    assert admit(one, (256,), 0.5)[1] is ErrorCode.OVERLOAD
+
+
+def test_it_joins_those_that_wait_and_does_not_come_behind_them_alone() -> None:
+    one = shard()
+    for number in range(10):
+        waits(one, number, SHORT, budget_s=0.033)
+    curve = one.state.devices["w1"].curves["m:1"]
+    joined_s = 11 * curve.share(SHORT)
+    assert joined_s < 0.033 < 10 * curve.share(SHORT) + encoder(1, SHORT)
+    admitted, _, predicted_s = admit(one, SHORT, 0.033)
+    assert admitted
+    assert predicted_s == pytest.approx(joined_s)
+
+
+def test_whoever_is_worth_more_goes_first() -> None:
+    one = shard()
+    for number in range(200):
+        waits(one, number, (100,), budget_s=5.0)  # 200 x 16 ms
+    asked = request(1000, arrived_s=NOW, deadline_s=NOW + 1.0, extents=LONG, weight=10.0)
+    assert one.scheduler.policy.admit(model(one), asked, NOW).admitted

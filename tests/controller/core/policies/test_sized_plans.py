@@ -43,10 +43,16 @@ class LengthWorld(World):
     """One device, or more, with a model of one open dimension."""
 
     def __init__(
-        self, *, reserve: float = 0.0, exact: bool = False, workers: Sequence[str] = ("w1",), others: Sequence[str] = ()
+        self,
+        *,
+        reserve: float = 0.0,
+        exact: bool = False,
+        workers: Sequence[str] = ("w1",),
+        others: Sequence[str] = (),
+        refuse_left: float = 0.25,
     ) -> None:
         super().__init__({"m:1": line(0.5, 1.0)} | dict.fromkeys(others, SECONDS), workers=workers)
-        self.policy = Atc(self.state, AtcParameters(reserve=reserve))
+        self.policy = Atc(self.state, AtcParameters(reserve=reserve, refuse_left=refuse_left))
         model = self.model()
         tensor = wire.TensorSpec(name="ids", dtype="float32", shape=(-1, -1), dims=("seq",))
         model.spec = msgspec.structs.replace(
@@ -265,9 +271,11 @@ def test_a_weight_counts_for_each_row() -> None:
     assert world.next().model.ref == "m:1"
 
 
-@pytest.mark.parametrize(("slo_s", "given_up"), [(10.0, 1), (2.0, 0)])
-def test_who_is_put_off_with_little_time_left_hears_of_it_at_once(slo_s: float, given_up: int) -> None:
-    world = LengthWorld()
+@pytest.mark.parametrize(("slo_s", "refuse_left", "given_up"), [(10.0, 0.25, 1), (2.0, 0.25, 0), (10.0, 0.0, 0)])
+def test_who_is_put_off_with_little_time_left_hears_of_it_at_once(
+    slo_s: float, refuse_left: float, given_up: int
+) -> None:
+    world = LengthWorld(refuse_left=refuse_left)
     world.asks(16, NOW + 1.6, NOW + 1.7, slo_s=slo_s)  # one takes 1.5 s, and two take 2.5 s
     batch = world.policy.choose(world.device, NOW)
     assert batch is not None

@@ -25,6 +25,16 @@ def test_a_row_of_strings_shows_the_first_as_they_are() -> None:
     assert row_text(np.array([b"\xff", "b", "c", "d", "e", "f", "g"], object), []) == "b'\\xff', b, c, d, e and 2 more"
 
 
+def test_a_row_with_dimensions_of_its_own_shows_its_shape_and_range() -> None:
+    outputs = {"map": np.arange(12.0).reshape(2, 3, 2), "none": np.empty((1, 0, 4))}
+    shown = []
+    for array in outputs.values():
+        table, *_ = answer_shown(Prediction({"y": array}, "m", "1", 1.0, 1.0, 1, "cpu:0", {"status": "ok"}), [])
+        assert isinstance(table, Table)
+        shown.append([str(cell) for column in table.columns for cell in column.cells])
+    assert shown == [["0", "1", "[3, 2], 0 to 5", "[3, 2], 6 to 11"], ["0", "[0, 4]"]]
+
+
 def test_an_answer_without_any_element_is_shown() -> None:
     outputs = {"boxes": np.empty((0, 4), np.float32)}
     nothing = Prediction(outputs, "m", "1", 1.0, 1.0, 1, "cpu:0", {"status": "ok"})

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 import torch
 
-from gpu_worker.core.fixed import fixed_batches
+from gpu_worker.core.fixed import FixedBatches
 from gpu_worker.core.jobs import Done
 from gpu_worker.devices.cuda import graphs
 from gpu_worker.devices.cuda.driver import MemoryFull, Work
@@ -17,13 +17,19 @@ from mesh.codes import ActionCode
 from mesh.errors import PackageError
 from tests.gpu_worker.devices.cuda.cuda_builders import Served, served
 from tests.gpu_worker.devices.cuda.cuda_results import CLOSE, drivers
+from tests.gpu_worker.devices.cuda.cuda_sizes import keep, kinds
 from tests.gpu_worker.devices.open_models import LONGEST, Blur, Found, Made, Peaks, answers, encoder, job_of, texts
 from tests.loops import on_loop
+
+EDGES = (2, 6, 11, 16, LONGEST)  # with which the encoder was measured before
 
 
 @pytest.fixture(scope="module")
 def encoder_made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return encoder(tmp_path_factory.mktemp("repository"), batch_max=4)
+    made = encoder(tmp_path_factory.mktemp("repository"), batch_max=4)
+    for kind in kinds():
+        keep(made[0], [(extent,) for extent in EDGES], kind=kind)
+    return made
 
 
 async def asked(made: Served, model: Made, seed: int, most: int = LONGEST) -> Done:
@@ -32,7 +38,7 @@ async def asked(made: Served, model: Made, seed: int, most: int = LONGEST) -> Do
     rng = Random(seed)
     requests = texts([rng.randint(1, most) for _ in range(3)])
     longest = max(ids.shape[1] for ids, _ in requests)
-    _, extents = fixed_batches(package.spec).holding(3, (longest,)) or (0, ())
+    _, extents = FixedBatches(made.device.traits(package.ref).cells).holding(3, (longest,)) or (0, ())
     job = job_of(package.ref, (0,), [((ids.shape[1],), (ids, mask)) for ids, mask in requests], extents=extents)
     done = await made.through(job)
     assert done.code == ActionCode.OK, done
@@ -60,10 +66,10 @@ async def test_there_is_a_graph_for_each_batch_and_measuring_runs_execute_it(dri
     async with served(driver) as made:
         made.device.prepare(encoder_made[0])
         await made.load("encoder:1", (0,))
-        batches = fixed_batches(encoder_made[0].spec)
-        assert made.device.traits("encoder:1").cells == batches.by_extents, "what may be measured"
-        assert made.device.figures.graphs == len(batches.all) == 3 * len(batches.by_extents)
-        for rows, extents in batches.all:
+        cells = tuple(((extent,), (1, 2, 4)) for extent in EDGES)
+        assert made.device.traits("encoder:1").cells == cells, "what may be measured"
+        assert made.device.figures.graphs == 3 * len(cells)
+        for rows, extents in FixedBatches(cells).all:
             job = job_of("encoder:1", (0,), [], extents=extents, batch=rows)
             assert (await made.through(job)).code == ActionCode.OK
             made.device.release(job)
@@ -105,7 +111,7 @@ async def test_a_batch_that_does_not_fit_is_left_out_with_all_that_cover_it(enco
     async with served(NearlyFull(1)) as made:
         made.device.prepare(package)
         await made.load("encoder:1", (0,))
-        assert made.device.figures.graphs == len(fixed_batches(package.spec).all) - 1
+        assert made.device.figures.graphs == 3 * len(EDGES) - 1
         job = job_of("encoder:1", (0,), [], extents=(LONGEST,), batch=4)
         assert (await made.through(job)).code == ActionCode.NO_MEMORY
         for rows, length in ((2, LONGEST), (4, 16)):

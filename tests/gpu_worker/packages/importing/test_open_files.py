@@ -138,8 +138,8 @@ def test_the_command_takes_ranges_and_shows_names(tmp_path: Path) -> None:
     words = ["import", str(file), "m", "--dim", "S=1:60", "--pad", "ids=1", "--batch-max", "4"]
     result = CliRunner().invoke(app, [*words, "--repository", str(tmp_path / "r")])
     assert result.exit_code == 0, result.output
-    assert "ids: int64 [-1, 'S']" in result.stdout
-    assert "each: float32 [-1, 'S', 4]" in result.stdout
+    assert "ids: int64 [-1, S]" in result.stdout
+    assert "each: float32 [-1, S, 4]" in result.stdout
 
 
 # -- FILE.pt2 ---------------------------------------------------------------------------------------------------------
