@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 # or the time that this process took to start, if longer: slowness of the machine must not count as a hang
 LEAST_S = 3.0
+# any work of these models at most: the controller takes it for lost after two seconds, tries once more, and then tells
+# the client that, in place of what the worker found
+EXEC_S_MAX = 3.5
 # models that fail when they are prepared: one ends the process, the other never returns
 DEADLY, STUCK = "deadly", "stuck"
 
@@ -74,7 +77,7 @@ def open_hanging(settings: Settings) -> CudaDevice:
     room = Room(page_bytes=MIB, pages=8, buffer_pages=4)
     driver = HangingDriver(name)
     least_s = max(LEAST_S, age_s())
-    hang_limits = HangLimits(least_s=least_s, preparing_s=least_s, prepare_s=2 * least_s, look_s=0.05)
+    hang_limits = HangLimits(least_s=min(least_s, EXEC_S_MAX), preparing_s=least_s, prepare_s=2 * least_s, look_s=0.05)
     return CudaDevice(driver, room, None, lock, host_bytes_max=64 * MIB, attempts=attempts, hang_limits=hang_limits)
 
 
