@@ -4,10 +4,10 @@
         [--ours NAMES] [--peers NAMES] [--seconds 5] [--rounds 1] [--json FILE] [--plot FILE.png]
 
 The encoder has 4 layers of width 256; every system has one worker with one thread, and the same largest batch.
-A load of 1 is what the bare encoder does if each text is computed in the best batch of its own length: no server
-reaches that. Open loops (Poisson; latency from when a request was due) and a closed loop of 16 clients. gearmesh is
-told the objective, the peers know of none: one run of theirs fills all columns. Every system's answers are first
-compared with the bare encoder's. Prints Markdown tables; the last line is JSON.
+A load of 1 is what the bare encoder does if each text is computed in the best batch of its own length. Open loops
+(Poisson; latency from when a request was due) and a closed loop of 16 clients. gearmesh is told the objective, the
+peers know of none: one run of theirs fills all columns. Every system's answers are first compared with the bare
+encoder's. Prints Markdown tables; the last line is JSON.
 """
 
 import argparse

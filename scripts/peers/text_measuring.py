@@ -101,7 +101,7 @@ def measure_costs(batch_max: int) -> dict[tuple[int, int], float]:
 
 
 def capacity_per_s(costs: dict[tuple[int, int], float], texts: Sequence[Words]) -> float:
-    """Texts per second if each were computed in the best batch of its own length: no server reaches more."""
+    """Texts per second if each were computed in the best batch of its own length."""
     lengths = sorted({length for length, _ in costs})
     shares = [min(s / batch for (at, batch), s in costs.items() if at == length) for length in lengths]
     return float(1 / np.interp([len(text) for text in texts], lengths, shares).mean())
