@@ -47,24 +47,31 @@ class Rogue:
     def calling(
         self, address: str, identity: str | bytes, kind: PortKind, peer: str = ""
     ) -> "Iterator[zmq.Socket[bytes]]":
-        sock = self._context.socket(zmq.DEALER)
-        sock.setsockopt(zmq.ROUTING_ID, identity.encode() if isinstance(identity, str) else identity)
-        sock.linger, sock.rcvtimeo = 0, int(LIMIT_S * 1e3)
-        if self.keys is not None:
-            self.keys.present(sock, kind, peer)
-        sock.connect(address)
-        yield sock
-        sock.close(0)
+        with self._socket(identity, kind, peer) as sock:
+            sock.connect(address)
+            yield sock
 
     def refused(self, address: str, identity: str, kind: PortKind) -> bool:
         """Whether the port of this kind does not even let him connect."""
-        with self.calling(address, identity, kind) as sock:
+        with self._socket(identity, kind) as sock:
+            # before it connects: whoever is refused sooner than somebody listens for it is never heard of
             monitor = sock.get_monitor_socket(REFUSED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
+            sock.connect(address)
             assert monitor.poll(LIMIT_S * 1e3)
             event = parse_monitor_message(monitor.recv_multipart())["event"]
             sock.disable_monitor()
             monitor.close(0)
             return event != zmq.EVENT_HANDSHAKE_SUCCEEDED
+
+    @contextlib.contextmanager
+    def _socket(self, identity: str | bytes, kind: PortKind, peer: str = "") -> "Iterator[zmq.Socket[bytes]]":
+        sock = self._context.socket(zmq.DEALER)
+        sock.setsockopt(zmq.ROUTING_ID, identity.encode() if isinstance(identity, str) else identity)
+        sock.linger, sock.rcvtimeo = 0, int(LIMIT_S * 1e3)
+        if self.keys is not None:
+            self.keys.present(sock, kind, peer)
+        yield sock
+        sock.close(0)
 
     def close(self) -> None:
         self._context.destroy(linger=0)

@@ -12,15 +12,15 @@ import uvloop
 from mesh import wire
 from mesh.net.links import Port
 from mesh.net.memory import resident_bytes
+from mesh.process.configuration import read_settings
 from mesh.process.runtime import Runtime
-from mesh.process.settings import Settings
 
 DECODER: Any = msgspec.msgpack.Decoder(wire.Envelope[wire.ToController])
 
 
 async def main() -> None:
-    """Obeys lines: `stall` stops the loop for a second, `size` is answered with MiB now and at most."""
-    runtime = Runtime(Settings())
+    """Obeys lines: `stall` stops the loop for a second, `size` is answered: MiB now, at most, messages refused."""
+    runtime = Runtime(read_settings())
     port: Port[Any, Any] = Port(runtime.transport, "control", DECODER, lambda mail: None, lambda peer, why: None)
     sys.stdout.write(port.listen("127.0.0.1", 0, "GEARMESH_CONTROLLER_PORT")[-1] + "\n")
     sys.stdout.flush()
@@ -30,7 +30,7 @@ async def main() -> None:
         if line.strip() == b"stall":
             time.sleep(1.0)  # noqa: ASYNC251
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-        sys.stdout.write(f"size {resident_bytes() >> 20} {peak}\n")
+        sys.stdout.write(f"size {resident_bytes() >> 20} {peak} {port.refusals.total}\n")
         sys.stdout.flush()
     runtime.transport.close()
     runtime.hub.close()
