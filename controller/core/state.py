@@ -288,8 +288,14 @@ class ShardState:
         device.not_resident(ref)
 
     def drop_idle_models(self) -> None:
-        """Models that are ready nowhere and that nobody waits for are gone."""
-        for ref in [ref for ref, model in self.models.items() if not model.ready and not self.is_asked(ref)]:
+        """Models that are ready nowhere and that nobody waits for are gone.
+
+        Whoever is bound to an action may have to wait again: a process that dies gives back what it had not begun.
+        """
+        actions = (action for device in self.devices.values() for action in device.actions.values())
+        bound = (action.ref for action in actions if action.requests)
+        kept = {*bound, *(ref for ref, model in self.models.items() if model.ready or self.is_asked(ref))}
+        for ref in [ref for ref in self.models if ref not in kept]:
             del self.models[ref]
 
     def _share(self, model: Model, cost_s: float) -> None:

@@ -109,6 +109,19 @@ def test_requests_of_code_that_died_go_to_another_replica() -> None:
     assert made.wake(1.01) == ["c2: infer #2 f:1 x1 f/1"]
 
 
+@pytest.mark.parametrize("table_first", [False, True])
+def test_what_a_dead_process_had_not_begun_waits_for_the_next_one(*, table_first: bool) -> None:
+    made = shard(container("c1"))
+    made.submit(1, REF, now=1.0, budget_s=10.0)
+    made.wake(1.0)
+    made.report(report(ok=False), "c1", now=1.01)
+    if table_first:  # the table says that the code is starting, before the batch has come back
+        made.want([REF], contained=[REF], now=1.01)
+    assert made.result(1, now=1.02, worker="c1", code=ActionCode.RESTARTING) == []
+    made.report(report(), "c1", now=2.0)
+    assert made.wake(2.0) == ["c1: infer #2 f:1 x1 f/1"]
+
+
 def test_a_model_without_a_replica_says_so_and_why() -> None:
     made = shard(container("c1"))
     made.report(report(ok=False), "c1", now=4.0)
