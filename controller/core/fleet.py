@@ -148,7 +148,7 @@ class Fleet:
                 report = self.unclaimed.claim(worker, ref) if ref in preparation.stages else None
                 if report is not None:
                     self.readiness.take(device, report, orders, now)
-        self.state.drop_idle_models()
+        self.state.drop_idle_models(self.versions.contained)
         for ref in self.versions.wanted:
             self.reporting.report(ref, orders)
         self.reporting.tell_serving(orders)

@@ -1,7 +1,7 @@
 """What the scheduler knows and its policy decides on: devices, versions of models, waiting requests. Pure."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -287,13 +287,14 @@ class ShardState:
             self.drop_host(model, device)
         device.not_resident(ref)
 
-    def drop_idle_models(self) -> None:
-        """Models that are ready nowhere and that nobody waits for are gone.
+    def drop_idle_models(self, contained: Collection[str]) -> None:
+        """Models that are ready nowhere and that nobody waits for are gone. `contained`: refs that containers serve.
 
-        Whoever is bound to an action may have to wait again: a process that dies gives back what it had not begun.
+        Whoever is bound to a container's batch may have to wait again: a process that dies gives back what it had not
+        begun, and another one is started.
         """
         actions = (action for device in self.devices.values() for action in device.actions.values())
-        bound = (action.ref for action in actions if action.requests)
+        bound = {action.ref for action in actions if action.requests and action.ref in contained}
         kept = {*bound, *(ref for ref, model in self.models.items() if model.ready or self.is_asked(ref))}
         for ref in [ref for ref in self.models if ref not in kept]:
             del self.models[ref]

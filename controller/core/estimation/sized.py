@@ -205,16 +205,8 @@ class SizedCurve(Curve):
                     grid[cell, 1 : most + 1] = np.interp(inside, batches, seconds)
                 else:
                     grid[cell, 1 : most + 1] = seconds[np.searchsorted(batches, inside)]
-        grid = self._never_falling(grid)
+        grid = _never_falling(grid.reshape(*(len(edges) for edges in self.edges), -1)).reshape(grid.shape)
         self._cells = np.where(grid < FITS_S, grid, math.inf).tolist()
-
-    def _never_falling(self, grid: "np.ndarray") -> "np.ndarray":
-        """The running maximum over rows and over each dimension. `grid` has shape [cells, rows]; so has the result."""
-        shape = [len(edges) for edges in self.edges]
-        grid = grid.reshape(*shape, -1)
-        for axis in range(grid.ndim):
-            grid = np.maximum.accumulate(grid, axis=axis)
-        return grid.reshape(len(self.times), -1)
 
     def _durations(self, extents: list["np.ndarray"]) -> "np.ndarray":
         """Durations at the product of these extents of each dimension, by rows: [extents, ..., rows]."""
@@ -228,7 +220,7 @@ class SizedCurve(Curve):
             part = np.maximum(part, 0.0).reshape([-1 if i == axis else 1 for i in range(grid.ndim)])
             below = np.take(grid, low, axis=axis)
             grid = np.asarray(below + part * (np.take(grid, high, axis=axis) - below))
-        return grid
+        return _never_falling(grid)  # between two ends that are nearly equal, rounding may fall below both
 
     def _classes(self) -> tuple[tuple[int, ...], ...]:
         """The greatest extent of each class, by dimension: along each with the others at their greatest."""
@@ -267,6 +259,13 @@ class SizedCurve(Curve):
         fits = least < FITS_S
         shares: list[float] = np.where(fits, least, least[fits].max(initial=0.0)).tolist()
         return shares
+
+
+def _never_falling(grid: "np.ndarray") -> "np.ndarray":
+    """The running maximum along each dimension; the shape is the same."""
+    for axis in range(grid.ndim):
+        grid = np.maximum.accumulate(grid, axis=axis)
+    return grid
 
 
 def place_in(bounds: tuple[tuple[int, ...], ...], extents: Extents) -> int:

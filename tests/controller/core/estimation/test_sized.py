@@ -5,7 +5,7 @@ import random
 from itertools import pairwise, product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from controller.core.estimation.estimates import Pace, Term, make_curve
@@ -117,6 +117,9 @@ profiles = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(profiles, st.booleans(), st.lists(st.tuples(st.integers(1, 16), st.floats(1e-3, 10.0)), max_size=20))
+@example(
+    cells=[(1, [0.25, 0.125, 0.6612874031010901]), (2, [0.5, 0.9003678779943597, 0.5])], any_batch=True, results=[]
+)
 def test_whatever_was_measured_and_learned_nothing_falls_in_rows_or_extents(
     cells: list[tuple[int, list[float]]], any_batch: bool, results: list[tuple[int, float]]
 ) -> None:
