@@ -4,16 +4,20 @@ A controller, a worker or a frontend that gets more than it can take in answers 
 work for it. What shows that is how much later answers come than admission predicted, as it does not know how long mail
 waits between processes. If all answers of INTERVAL_S came later by more than LAG_BUDGETS of the mean budget, and LAG_S,
 or mail waited for as long at a controller, fewer calls may be open: SHRINK times those that were. If not, more, until
-there is no limit but GEARMESH_IN_FLIGHT_MAX. A call that ends in a time-out came later by its budget.
+there is no limit but GEARMESH_IN_FLIGHT_MAX. A call that ends in a time-out came later by its budget. The mean is the
+geometric one: a few long budgets among short ones change little, and where all are long nobody is refused for a wait
+that harms none.
 
 Source: Chiu and Jain, "Analysis of the Increase and Decrease Algorithms for Congestion Avoidance", Computer Networks
 17, 1989; the least wait of an interval: Nichols and Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012.
 """
 
+import math
 from dataclasses import dataclass
 
 LAG_S, LAG_BUDGETS = 0.02, 0.2
-BUDGET_S_MAX, BUDGET_WEIGHT = 2.0, 0.01  # a longer budget counts as that; of the latest call in the mean
+BUDGET_S, BUDGET_WEIGHT = 0.1, 0.01  # the mean before any call; weight of the latest call in it
+BUDGET_S_MIN = 1e-3  # a shorter one counts as that
 INTERVAL_S = 0.05
 SHRINK, GROW, GROW_CALLS = 0.7, 1.2, 8
 CALLS_MIN = 32  # open calls that are let in, however long mail waits
@@ -25,7 +29,7 @@ class Window:
 
     calls_max: int
     limit: int = 0
-    budget_s: float = 0.1  # the mean of the latest calls
+    _log_budget: float = math.log(BUDGET_S)  # the mean of the latest calls
     _least_s: float = float("inf")  # by which an answer came later than predicted, in this interval
     _most: int = 0  # open calls in this interval
     _told_s: float = 0.0  # wait of our mail at a controller, when it last told
@@ -39,9 +43,14 @@ class Window:
         """With fewer open calls than this nobody has more than a share: infinite, if there is no limit at present."""
         return float("inf") if self.limit >= self.calls_max else self.limit / 2
 
+    @property
+    def budget_s(self) -> float:
+        """The geometric mean of the latest calls' budgets."""
+        return math.exp(self._log_budget)
+
     def opened(self, budget_s: float) -> None:
         """One more call is open."""
-        self.budget_s += BUDGET_WEIGHT * (min(budget_s, BUDGET_S_MAX) - self.budget_s)
+        self._log_budget += BUDGET_WEIGHT * (math.log(max(budget_s, BUDGET_S_MIN)) - self._log_budget)
 
     def told(self, lag_s: float) -> None:
         """A controller says how long our mail waits there. It tells while that is long, and once after."""

@@ -70,6 +70,22 @@ def test_calls_with_long_budgets_bear_longer_waits(budget_s: float, limit: int) 
     assert (before, intervals(window, [[0.25]], 500, 300.0)) == (1000, [int(SHRINK * 500)])
 
 
+@pytest.mark.parametrize(("budget_s", "lag_s"), [(40.0, 7.0), (600.0, 100.0)])
+def test_where_all_budgets_are_long_nobody_is_refused_for_a_wait_that_harms_none(budget_s: float, lag_s: float) -> None:
+    window = Window(1000)
+    for _ in range(2000):
+        window.opened(budget_s)
+    assert intervals(window, [[lag_s]], 500) == [1000]
+    assert intervals(window, [[budget_s / 2]], 500, 200.0) == [int(SHRINK * 500)]
+
+
+def test_a_few_long_budgets_among_short_ones_change_little() -> None:
+    window = Window(1000)
+    for i in range(2000):
+        window.opened(0.05 if i % 20 else 600.0)
+    assert window.budget_s < 0.1
+
+
 def test_one_very_long_budget_changes_little() -> None:
     window = Window(1000)
     window.opened(600.0)
