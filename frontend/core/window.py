@@ -16,7 +16,8 @@ import math
 from dataclasses import dataclass
 
 LAG_S, LAG_BUDGETS = 0.02, 0.2
-BUDGET_S, BUDGET_WEIGHT = 0.1, 0.01  # the mean before any call; weight of the latest call in it
+BUDGET_S, BUDGET_CALLS = 0.1, 20  # the mean before any call, which weighs like so many
+BUDGET_WEIGHT = 0.01  # least weight of the latest call in it
 BUDGET_S_MIN = 1e-3  # a shorter one counts as that
 INTERVAL_S = 0.05
 SHRINK, GROW, GROW_CALLS = 0.7, 1.2, 8
@@ -30,6 +31,7 @@ class Window:
     calls_max: int
     limit: int = 0
     _log_budget: float = math.log(BUDGET_S)  # the mean of the latest calls
+    _weight: float = 1.0 / BUDGET_CALLS  # of the call before
     _least_s: float = float("inf")  # by which an answer came later than predicted, in this interval
     _most: int = 0  # open calls in this interval
     _told_s: float = 0.0  # wait of our mail at a controller, when it last told
@@ -50,7 +52,9 @@ class Window:
 
     def opened(self, budget_s: float) -> None:
         """One more call is open."""
-        self._log_budget += BUDGET_WEIGHT * (math.log(max(budget_s, BUDGET_S_MIN)) - self._log_budget)
+        if self._weight > BUDGET_WEIGHT:
+            self._weight = max(BUDGET_WEIGHT, self._weight / (1.0 + self._weight))
+        self._log_budget += self._weight * (math.log(max(budget_s, BUDGET_S_MIN)) - self._log_budget)
 
     def told(self, lag_s: float) -> None:
         """A controller says how long our mail waits there. It tells while that is long, and once after."""

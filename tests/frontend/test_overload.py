@@ -84,11 +84,11 @@ async def test_what_would_wait_for_too_much_of_its_budget_is_refused_unread_and_
 
 @on_loop
 async def test_a_cancel_is_never_refused(tmp_path: Path, no_time: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "may_wait", lambda waited_s, more_s, budget_s: False)
     async with mesh(tmp_path) as at:
         sock = client(at)
         sock.send(request("asked", slo_ms=60_000))
         await at.controller.wait(wire.Submit, 1)
+        monkeypatch.setattr(service, "may_wait", lambda waited_s, more_s, budget_s: False)
         for i in range(MANY):
             sock.send(request(i, slo_ms=60_000))
         sock.send(msgpack.packb({"op": "cancel", "id": "asked"}))
@@ -97,6 +97,19 @@ async def test_a_cancel_is_never_refused(tmp_path: Path, no_time: None, monkeypa
             answer = await hear(sock)
             answers[answer["id"]] = answer
         assert answers["asked"]["error"]["code"] == "cancelled"
+
+
+@pytest.mark.parametrize("slo_ms", [float("nan"), 0.0, -5.0])
+@on_loop
+async def test_a_time_that_cannot_be_is_told_however_long_it_waited(
+    slo_ms: float, tmp_path: Path, no_time: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mesh(tmp_path) as at:
+        monkeypatch.setattr(service, "may_wait", lambda waited_s, more_s, budget_s: budget_s > 0.0)
+        sock = client(at)
+        for i in range(MANY):
+            sock.send(request(i, slo_ms=slo_ms))
+        assert await outcomes(sock, MANY) == ["bad_slo"] * MANY
 
 
 @on_loop
@@ -142,7 +155,7 @@ async def test_a_frontend_whose_controller_is_behind_lets_fewer_in_until_it_is_n
         for i in range(MANY):
             sock.send(request(i, slo_ms=60_000))
         submits = await at.controller.wait(wire.Submit, MANY)
-        at.controller.send(wire.IntakeLag(lag_s=10.0))
+        at.controller.send(wire.IntakeLag(lag_s=20.0))  # a third of the budgets
         fewer = await at.status(lambda status: status["in_flight_limit"] < MANY // 2)
         assert fewer["in_flight"] == MANY
         sock.send(request("more", slo_ms=60_000))
@@ -190,7 +203,7 @@ async def test_time_outs_without_a_controller_say_nothing_of_services(tmp_path: 
 async def test_a_frontend_that_rests_between_readings_reads_all(tmp_path: Path, no_time: None) -> None:
     async with mesh(tmp_path) as at:
         sock = client(at)
-        at.controller.send(wire.IntakeLag(lag_s=10.0))
+        at.controller.send(wire.IntakeLag(lag_s=20.0))  # a third of the budgets
         for i in range(4 * MANY):
             sock.send(request(i, slo_ms=100))
         assert set(await outcomes(sock, 4 * MANY)) <= {"deadline", "frontend_busy"}

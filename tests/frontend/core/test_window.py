@@ -79,6 +79,13 @@ def test_where_all_budgets_are_long_nobody_is_refused_for_a_wait_that_harms_none
     assert intervals(window, [[budget_s / 2]], 500, 200.0) == [int(SHRINK * 500)]
 
 
+def test_the_first_calls_count_for_more_than_a_hundredth_each() -> None:
+    window = Window(1000)
+    for _ in range(60):
+        window.opened(40.0)
+    assert window.budget_s > 4.0
+
+
 def test_a_few_long_budgets_among_short_ones_change_little() -> None:
     window = Window(1000)
     for i in range(2000):
