@@ -166,7 +166,7 @@ class FrontendService:
             return True
         target = self._targets.bound.get(brief.model or "")
         slo_ms = brief.slo_ms if brief.slo_ms is not None else target.spec.slo_ms if target is not None else None
-        budget_s = slo_ms / 1e3 if slo_ms is not None and slo_ms > 0.0 else UNNAMED_BUDGET_S  # else it is told so
+        budget_s = slo_ms / 1e3 if slo_ms is not None and slo_ms > 0.0 else UNNAMED_BUDGET_S  # bad ones are read
         waited_s = time.monotonic() - arrived_s
         if may_wait(waited_s if brief.op == INFER else 0.0, more_s, budget_s):
             return True

@@ -203,7 +203,7 @@ async def test_time_outs_without_a_controller_say_nothing_of_services(tmp_path: 
 async def test_a_frontend_that_rests_between_readings_reads_all(tmp_path: Path, no_time: None) -> None:
     async with mesh(tmp_path) as at:
         sock = client(at)
-        at.controller.send(wire.IntakeLag(lag_s=20.0))  # a third of the budgets
+        at.controller.send(wire.IntakeLag(lag_s=10.0))
         for i in range(4 * MANY):
             sock.send(request(i, slo_ms=100))
         assert set(await outcomes(sock, 4 * MANY)) <= {"deadline", "frontend_busy"}

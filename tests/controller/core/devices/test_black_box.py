@@ -122,6 +122,15 @@ def test_what_a_dead_process_had_not_begun_waits_for_the_next_one(*, table_first
     assert made.wake(2.0) == ["c1: infer #2 f:1 x1 f/1"]
 
 
+def test_what_waited_when_the_last_process_died_waits_for_the_next_one() -> None:
+    made = shard(container("c1"))
+    made.submit(1, REF, now=1.0, budget_s=10.0)
+    assert made.report(report(ok=False), "c1", now=1.01) == ["broker: f:1 failed: it died"]
+    made.want([REF], contained=[REF], now=1.02)
+    made.report(report(), "c1", now=2.0)
+    assert made.wake(2.0) == ["c1: infer #1 f:1 x1 f/1"]
+
+
 def test_a_model_without_a_replica_says_so_and_why() -> None:
     made = shard(container("c1"))
     made.report(report(ok=False), "c1", now=4.0)
