@@ -130,6 +130,8 @@ class ResultsPort:
                 case wire.Outputs():
                     self._outputs(mail.peer, message, frames, size, mail.now)
                     size = 0
+                case wire.Fetch():
+                    pass  # TODO(inputs): it is sent
                 case wire.Heartbeat():
                     pass
                 case wire.Goodbye():

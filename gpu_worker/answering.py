@@ -197,6 +197,8 @@ class FrontendLink:
                     self._silences.reset()
                     if not self._settled:
                         self._send_again()
+                case wire.Fetched():
+                    pass  # TODO(inputs): whoever fetches
                 case wire.Introduce():
                     self._send_again()
                 case wire.Heartbeat():

@@ -377,6 +377,9 @@ class ActionCode(Coded):
     BAD_BATCH = "bad_batch", False, "the device cannot execute this batch size", APART
     BAD_INPUT = "bad_input", False, "the inputs do not fit the model", APART
     NO_MEMORY = "no_memory", False, "the batch does not fit in the device's memory", APART
+    INPUTS_MISSING = "inputs_missing", True, (
+        "the inputs, which frontends keep, could not be read, or did not come in time"
+    ), "planned again, at most 3 times"  # fmt: skip
     NO_SLOTS = "no_slots", True, "no free buffer for inputs", "planned again, at most 3 times"
     STALE_EPOCH = "stale_epoch", True, "ordered by a controller that has been replaced", "dropped"
     OVERFULL = "overfull", True, "too many actions wait at this device", "planned again, at most 3 times"

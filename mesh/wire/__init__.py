@@ -1,8 +1,9 @@
 """Every message between services: frozen structs, one union per socket and direction.
 
 A message on the wire is one msgpack array, an `Envelope`, with everything that its sender had for that peer in one turn
-of its loop. Tensors too large to travel inline follow as frames of their own, in the order of the messages that own
-them. Fields are positional: new ones are appended with a default, none is ever retyped or removed.
+of its loop. Outputs too large to travel inline, and inputs that are fetched, follow as frames of their own, in the
+order of the messages that own them. Fields are positional: new ones are appended with a default, none is ever retyped
+or removed.
 
 A *ref* names one version of one model: ``"resnet18:1"``.
 
@@ -53,7 +54,7 @@ from mesh.wire.controller import (
     Submit,
     ToController,
 )
-from mesh.wire.results import Answer, FromResults, Outputs, Taken, ToResults
+from mesh.wire.results import Answer, Fetch, Fetched, FromResults, Outputs, Taken, ToResults
 from mesh.wire.shared import (
     INLINE_BYTES_MAX,
     Batching,
@@ -63,10 +64,12 @@ from mesh.wire.shared import (
     Goodbye,
     Heartbeat,
     Introduce,
+    Kept,
     Message,
     ModelSpec,
     Profile,
     SizeTimes,
+    Slot,
     TensorSpec,
     ref_of,
     split_ref,
@@ -111,6 +114,8 @@ __all__ = [
     "DropApp",
     "Envelope",
     "FactsReply",
+    "Fetch",
+    "Fetched",
     "Forget",
     "FromBroker",
     "FromControllerToFrontend",
@@ -127,6 +132,7 @@ __all__ = [
     "Infer",
     "IntakeLag",
     "Introduce",
+    "Kept",
     "KnownModel",
     "Load",
     "Member",
@@ -147,6 +153,7 @@ __all__ = [
     "Rollback",
     "Serving",
     "SizeTimes",
+    "Slot",
     "SnapshotReply",
     "Submit",
     "Table",

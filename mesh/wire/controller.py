@@ -22,7 +22,7 @@ from mesh.wire.ranges import (
     Text,
     Weight,
 )
-from mesh.wire.shared import Goodbye, Heartbeat, Introduce, Message
+from mesh.wire.shared import Goodbye, Heartbeat, Introduce, Kept, Message
 from mesh.wire.workers import ActionResult, Prepared, WorkerHello
 
 ASKED_ID_MAX = 64  # characters of a client's id in the log
@@ -47,11 +47,12 @@ class Submit(Message, frozen=True, kw_only=True, tag="submit"):
     budget_s: Span  # seconds left when the envelope was sent
     weight: Weight = 1.0  # value of an answer in time, relative to other requests
     inline: Tensors = ()  # input tensors in the order of the spec, C order, little endian
-    frames: Frames = 0  # or: how many frames of this message carry the input tensors
+    frames: Frames = 0  # not used any more
     client: Number = 0  # the frontend's number of the client that asks; 0: it does not say
     asked_id: AskedId = ""  # the client's own id, cut: for the log; empty: an application asks
     call: Number = 0  # number of the first part of the client's request; 0: this is it
     extents: Extents = ()  # of the inputs, in the model's open dimensions
+    kept: Kept | None = None  # or: the frontend keeps the input tensors
 
 
 class Cancel(Message, frozen=True, kw_only=True, tag="cancel"):

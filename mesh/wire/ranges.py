@@ -31,6 +31,7 @@ Extents = Annotated[tuple[Extent, ...], Meta(max_length=OPEN_MAX)]  # of each op
 Shape = Annotated[tuple[Annotated[int, Meta(ge=0, le=1 << 40)], ...], Meta(max_length=64)]
 Shapes = Annotated[tuple[Shape, ...], Meta(max_length=TENSORS_MAX)]
 DimName = Annotated[str, Meta(max_length=32, pattern=r"\A([A-Za-z_][A-Za-z0-9_]*)?\Z")]
+Sizes = Annotated[tuple[Count, ...], Meta(max_length=TENSORS_MAX)]  # bytes of each tensor
 Frames = Annotated[int, Meta(ge=0, le=TENSORS_MAX)]
 Duration = Annotated[float, Meta(ge=0, le=1e9)]  # seconds
 Span = Annotated[float, Meta(ge=-1e9, le=1e9)]  # seconds, of either sign: what is left may be less than nothing

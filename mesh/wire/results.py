@@ -1,4 +1,4 @@
-"""Worker -> frontend: outputs, on the frontend's socket for results.
+"""Worker -> frontend: outputs, on the frontend's socket for results; and large inputs, if the worker has to fetch them.
 
 The outputs that one worker has for one frontend are numbered. The frontend takes each number once, in order, and says
 how far it came; the worker keeps what is beyond that, and sends it again on the link that replaces one that was lost.
@@ -22,7 +22,7 @@ from mesh.wire.ranges import (
     Span,
     Tensors,
 )
-from mesh.wire.shared import Goodbye, Heartbeat, Introduce, Message
+from mesh.wire.shared import Goodbye, Heartbeat, Introduce, Kept, Message
 
 
 class Answer(Message, frozen=True, kw_only=True):
@@ -36,6 +36,9 @@ class Answer(Message, frozen=True, kw_only=True):
     frames: Frames = 0
     cold: bool = False
     shapes: Shapes = ()  # of the outputs, with the rows; (): as the spec says, no extent is open
+    kept: Kept | None = (
+        None  # in place of `inline` and `frames`: the worker keeps the outputs until they are taken
+    )
 
 
 class Outputs(Message, frozen=True, kw_only=True, tag="outputs"):
@@ -59,5 +62,20 @@ class Taken(Message, frozen=True, kw_only=True, tag="taken"):
     number: int
 
 
-ToResults = Outputs | Heartbeat | Goodbye
-FromResults = Heartbeat | Introduce | Taken
+class Fetch(Message, frozen=True, kw_only=True, tag="fetch"):
+    """Worker -> frontend: send me the inputs that you keep of this request."""
+
+    request: Number
+    attempt: Attempt
+
+
+class Fetched(Message, frozen=True, kw_only=True, tag="fetched"):
+    """Frontend -> worker: the answer to Fetch."""
+
+    request: Number
+    attempt: Attempt
+    frames: Frames = 0  # the inputs, as frames of this message; 0: the request has ended
+
+
+ToResults = Outputs | Fetch | Heartbeat | Goodbye
+FromResults = Fetched | Heartbeat | Introduce | Taken

@@ -6,12 +6,27 @@ import msgspec
 from msgspec import Meta
 
 from mesh.tensors import VARIABLE, byte_count
-from mesh.wire.ranges import LISTED_MAX, OPEN_MAX, TENSORS_MAX, DimName, Dtype, Duration, Extent, Extents, Id
+from mesh.wire.ranges import (
+    LISTED_MAX,
+    OPEN_MAX,
+    TENSORS_MAX,
+    Count,
+    DimName,
+    Dtype,
+    Duration,
+    Extent,
+    Extents,
+    Id,
+    Number,
+    Sizes,
+)
 
 Buffer = bytes | memoryview  # a tensor's bytes, in a frame of their own
 ROW_BYTES_MAX = 1 << 40  # of one tensor
 CLOCK_S_MAX = 1e10  # of a monotonic clock: 300 years
-INLINE_BYTES_MAX = 32 * 1024  # larger tensors travel as frames of their own, so that the codec never copies them
+INLINE_BYTES_MAX = (
+    32 * 1024
+)  # of one request's inputs, or outputs: more is kept by who has it, and read from there
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):
@@ -27,6 +42,23 @@ def split_ref(ref: str) -> tuple[str, str]:
     """(name, version) of a ref."""
     name, _, version = ref.rpartition(":")
     return name, version
+
+
+class Slot(Message, frozen=True, kw_only=True):
+    """A place in memory that processes of one machine share: see `mesh/process/segments.py`."""
+
+    segment: Id  # its owner's process and descriptor, and a secret that the segment begins with
+    offset: Count  # bytes
+    generation: Number  # of what is there: once the place is used anew, it is another
+
+
+class Kept(Message, frozen=True, kw_only=True):
+    """Inputs of a request, or outputs, that are too large for messages: their maker keeps them until they are read."""
+
+    sizes: Sizes  # bytes of each tensor, in the order of the spec; they lie one after the other
+    slot: Slot | None = None  # where processes of the same machine find them; None: they have to be fetched
+    whole: Number = 0  # of inputs: digest of all their bytes (`mesh/digests.py`)
+    sample: Number = 0  # of inputs: digest of a few of them
 
 
 class Dim(Message, frozen=True, kw_only=True):

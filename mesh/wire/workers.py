@@ -31,7 +31,7 @@ from mesh.wire.ranges import (
     Text,
     Texts,
 )
-from mesh.wire.shared import Batching, Goodbye, Heartbeat, Introduce, Message, ModelSpec, Profile
+from mesh.wire.shared import Batching, Goodbye, Heartbeat, Introduce, Kept, Message, ModelSpec, Profile
 
 
 class DeviceInfo(Message, frozen=True, kw_only=True):
@@ -46,6 +46,7 @@ class DeviceInfo(Message, frozen=True, kw_only=True):
     container: Ref = ""  # ref of the one version that it serves and always holds; empty: it serves any
 
 
+Places = Annotated[tuple[Annotated[int, Meta(ge=0, le=LISTED_MAX)], ...], Meta(max_length=LISTED_MAX)]  # in a list
 Runs = Annotated[tuple[tuple[Rows, Rows, Extents], ...], Meta(max_length=4096)]
 
 
@@ -130,9 +131,10 @@ class Part(Message, frozen=True, kw_only=True):
     rows: Rows
     predicted_s: Span  # latency that admission predicted; copied into the answer
     inline: Tensors = ()
-    frames: Frames = 0
+    frames: Frames = 0  # not used any more
     cold: bool = False  # no device held the model when the request arrived; copied into the answer
     extents: Extents = ()  # of the request's inputs, in the model's open dimensions
+    kept: Kept | None = None  # in place of `inline`: the frontend keeps the inputs
 
 
 class Infer(Message, frozen=True, kw_only=True, tag="infer"):
@@ -172,6 +174,11 @@ class ActionResult(Message, frozen=True, kw_only=True, tag="result"):
     output_s: Duration | None = None  # duration of OUTPUT
     gathered: bool = False  # EXEC first had to gather the weights from their pages
     clock_mhz: Share = 0.0  # SM clock; 0: unknown
+    fetched_bytes: Count = 0  # of inputs that frontends had to send for it
+    fetch_s: Duration | None = (
+        None  # from asking for the first of them to the arrival of the last; None: none
+    )
+    missing: Places = ()  # parts that were left out of the batch, because their inputs were not there in time
 
 
 FromControllerToWorker = (

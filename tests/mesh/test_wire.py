@@ -76,6 +76,9 @@ PREPARED = wire.Prepared(
     code="content_changed",
     order=11,
 )
+KEPT = wire.Kept(
+    sizes=(3, 600_000), slot=wire.Slot(segment="12.5.ab", offset=4096, generation=9), whole=2**61, sample=5
+)
 PART = wire.Part(
     frontend="frontend-1",
     request=1,
@@ -85,9 +88,16 @@ PART = wire.Part(
     inline=(memoryview(b"abc"),),
     frames=0,
     extents=(7,),
+    kept=KEPT,
 )
 ANSWER = wire.Answer(
-    request=1, attempt=2, rows=3, predicted_s=0.01, inline=(memoryview(b""), memoryview(b"xyz")), shapes=((3, 4),)
+    request=1,
+    attempt=2,
+    rows=3,
+    predicted_s=0.01,
+    inline=(memoryview(b""), memoryview(b"xyz")),
+    shapes=((3, 4),),
+    kept=KEPT,
 )
 
 SUBMIT = wire.Submit(
@@ -103,6 +113,7 @@ SUBMIT = wire.Submit(
     asked_id="mine",
     call=7,
     extents=(7,),
+    kept=KEPT,
 )
 INFER = wire.Infer(
     action=1,
@@ -219,7 +230,12 @@ MESSAGES: list[Any] = [  # one of each, with no field at its default
         output_s=0.0625,
         gathered=True,
         clock_mhz=1980.0,
+        fetched_bytes=600_000,
+        fetch_s=0.002,
+        missing=(1, 3),
     ),
+    wire.Fetch(request=1, attempt=2),
+    wire.Fetched(request=1, attempt=2, frames=3),
     wire.Outputs(
         ref="m:1",
         device="cpu:0",
