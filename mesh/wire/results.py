@@ -36,9 +36,7 @@ class Answer(Message, frozen=True, kw_only=True):
     frames: Frames = 0
     cold: bool = False
     shapes: Shapes = ()  # of the outputs, with the rows; (): as the spec says, no extent is open
-    kept: Kept | None = (
-        None  # in place of `inline` and `frames`: the worker keeps the outputs until they are taken
-    )
+    kept: Kept | None = None  # in place of `inline` and `frames`: the worker keeps the outputs until they are taken
 
 
 class Outputs(Message, frozen=True, kw_only=True, tag="outputs"):

@@ -24,9 +24,7 @@ from mesh.wire.ranges import (
 Buffer = bytes | memoryview  # a tensor's bytes, in a frame of their own
 ROW_BYTES_MAX = 1 << 40  # of one tensor
 CLOCK_S_MAX = 1e10  # of a monotonic clock: 300 years
-INLINE_BYTES_MAX = (
-    32 * 1024
-)  # of one request's inputs, or outputs: more is kept by who has it, and read from there
+INLINE_BYTES_MAX = 32 * 1024  # of one request's inputs, or outputs: more is kept by who has it, and read from there
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):
