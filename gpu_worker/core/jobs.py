@@ -6,6 +6,7 @@ from enum import Enum
 from typing import Any
 
 from gpu_worker.core.cutting import Cut, Shape
+from gpu_worker.core.incoming import Incoming
 from gpu_worker.core.pages import Holding
 from mesh import wire
 from mesh.codes import ActionCode
@@ -60,6 +61,7 @@ class Job:
     outputs: list[memoryview] = field(default_factory=list)  # written by the device: one tensor per output, all rows
     output_shapes: Sequence[Shape] = ()  # written by the device, if there is a `spec`: of each output, with all rows
     cut: Cut | None = None  # if there is a `spec`: what each part gets, once OUTPUT has ended well, or before
+    incoming: Incoming | None = None  # inputs that the order did not carry; `tensors` has them when INPUT begins
 
 
 @dataclass(slots=True)
