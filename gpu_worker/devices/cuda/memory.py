@@ -146,7 +146,9 @@ class WrongBytes(ValueError):
     """An input does not have the bytes that its rows take."""
 
 
-def fill(slot: InferSlot, layout: BatchLayout, job: Job, padding: Sequence[Bytes], inputs: OpenInputs | None = None) -> None:
+def fill(
+    slot: InferSlot, layout: BatchLayout, job: Job, padding: Sequence[Bytes], inputs: OpenInputs | None = None
+) -> None:
     """The slot's pinned part holds the job's inputs, and `padding` (one row of each input) up to the captured size.
 
     `inputs`: of a version whose rows may differ in size; they fill up the layout themselves. Raises: WrongBytes.
