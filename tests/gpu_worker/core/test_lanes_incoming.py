@@ -1,4 +1,4 @@
-"""Lanes and inputs that come later: who waits for them, until when, and what becomes of a batch without some of them."""
+"""Lanes and inputs that come later: who waits for them, until when, and what becomes of a batch without some."""
 
 import pytest
 
