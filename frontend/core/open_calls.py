@@ -64,6 +64,7 @@ class CallPart:
     outputs: Sequence[Any] | None = None  # one buffer per output
     shapes: Shapes = ()  # of the outputs
     inherited: bool = False  # it was last submitted for another call, which is gone, with the budget of that one
+    kept: wire.Kept | None = None  # what was submitted in place of inputs that are large; None: nothing, or not yet
 
 
 @dataclass(frozen=True, slots=True)
