@@ -48,8 +48,10 @@ class WorkerService:
         versions: Versions,
         refused: Callable[[wire.CallReply], None] | None = None,
         welcomed: Callable[[], None] | None = None,
+        broker: tuple[str, ...] = (),
     ) -> None:
         """`versions`: what is served; `refused` is told if the broker does not want what the worker offers.
+        `broker`: where to call the broker, if not where the settings say.
 
         `welcomed` is called whenever a controller has taken the device over.
         """
@@ -65,8 +67,9 @@ class WorkerService:
             id=member_id("gpu_worker"), role="gpu_worker", host=host_id(), pid=os.getpid(), offer=versions.offer
         )
         self._registrar = Registrar(
-            runtime.transport, (runtime.settings.broker_address,), self._member, self._table_changed, self._replied
-        )
+            runtime.transport, broker or (runtime.settings.broker_address,), self._member, self._table_changed,
+            self._replied,
+        )  # fmt: skip
         self._refused = refused
         self._on_welcome = welcomed
         self._answering = OutputLinks(runtime.transport, self._member.id, device.info.name)

@@ -81,7 +81,8 @@ def _of_one_output(
     width = len(output) // action.batch
     rows_max = INLINE_BYTES_MAX // width if width else action.batch
     shares: dict[str, list[wire.Answer]] = {}
-    frontend, answers = "", []  # of the last part: most batches are one frontend's
+    frontend = ""  # of the last part, with its answers: most batches are one frontend's
+    answers: list[wire.Answer] = []
     row = at = 0
     for part in action.parts:
         rows = part.rows
