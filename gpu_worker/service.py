@@ -52,14 +52,16 @@ class WorkerService:
         versions: Versions,
         refused: Callable[[wire.CallReply], None] | None = None,
         welcomed: Callable[[], None] | None = None,
+        broker: tuple[str, ...] = (),
         *,
         reader: SegmentReader | None = None,
         writer: SegmentWriter | None = None,
     ) -> None:
         """`versions`: what is served; `refused` is told if the broker does not want what the worker offers.
 
-        `welcomed` is called whenever a controller has taken the device over. `reader`, `writer`: of memory that the
-        processes of this machine share, in place of its own.
+        `broker`: where to call the broker, if not where the settings say. `welcomed` is called whenever a controller
+        has taken the device over. `reader`, `writer`: of memory that the processes of this machine share, in place of
+        its own.
         """
         self.settings = runtime.settings
         self.versions = versions
@@ -72,8 +74,9 @@ class WorkerService:
             id=member_id("gpu_worker"), role="gpu_worker", host=host_id(), pid=os.getpid(), offer=versions.offer
         )
         self._registrar = Registrar(
-            runtime.transport, (runtime.settings.broker_address,), self._member, self._table_changed, self._replied
-        )
+            runtime.transport, broker or (runtime.settings.broker_address,), self._member, self._table_changed,
+            self._replied,
+        )  # fmt: skip
         self._refused = refused
         self._on_welcome = welcomed
         self._answering = OutputLinks(
