@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import structlog
 
-from frontend.core.answers import error_answer, ok_answer
+from frontend.core.answers import encoded_ok, error_answer
 from frontend.core.applications.messages import SendAnswer
 from frontend.core.open_calls import Call, Completed
 from frontend.core.outcomes import Outcomes
@@ -49,10 +49,9 @@ class Replies:
         self,
         call: Call,
         outputs: Sequence[Any],
-        completed: Completed | None = None,
-        *,
-        cached: bool = False,
-        shapes: Shapes = (),
+        completed: Completed | None,
+        cached: bool,
+        shapes: Shapes,
     ) -> bool:
         """Answers a client's call of a model with these outputs, in the form of the request.
 
@@ -60,12 +59,13 @@ class Replies:
 
         Returns whether that was by its deadline.
         """
-        self._count(OK)
+        self.answers[OK] = self.answers.get(OK, 0) + 1
         now = time.monotonic()
         in_time = self._outcomes.served(call, now, cached=cached, cold=completed is not None and completed.cold)
-        answer = ok_answer(call, outputs, now, completed, cached=cached, shapes=shapes)
         client: Any = call.client
-        self._clients.answer(client, _encode(answer), outputs if call.framed else ())
+        self._clients.answer(
+            client, encoded_ok(call, outputs, now, completed, cached, shapes), outputs if call.framed else ()
+        )
         return in_time
 
     def error(

@@ -10,7 +10,7 @@ import structlog
 from frontend.applications import ApplicationsShell
 from frontend.calls import ModelCalls
 from frontend.cancellation import Cancellation
-from frontend.core import checks, protocol
+from frontend.core import protocol
 from frontend.core.applications.messages import (
     Ask,
     BrokerUnreachable,
@@ -24,12 +24,12 @@ from frontend.core.applications.messages import (
 )
 from frontend.core.cache import PredictionCache
 from frontend.core.checking import unforeseen
-from frontend.core.checks import Checked
 from frontend.core.early import Early, EarlyRequests
 from frontend.core.evaluations import Evaluations
 from frontend.core.inbox import may_wait
 from frontend.core.junk import Junk
 from frontend.core.open_calls import Call
+from frontend.core.openings import Openings
 from frontend.core.outcomes import Outcomes
 from frontend.core.protocol import RequestRefused
 from frontend.core.requests import RequestTable
@@ -86,6 +86,7 @@ class FrontendService:
         self._registrar: Registrar | None = None
         self._suspects = Suspects(self._clients)
         self._targets = Targets(settings.rows_max)
+        self._openings = Openings(self._requests, self._targets, settings.slo_ms_max)
         self._starting = StartingContainers()
         self._addresses: tuple[str, ...] = ()  # where workers send outputs, once it listens
         self._calls = ModelCalls(
@@ -128,13 +129,13 @@ class FrontendService:
 
     def drain(self) -> bool:
         """Rejects further requests. Returns True once every request is answered."""
-        self._draining = True
+        self._draining = self._openings.draining = True
         waiting = len(self._requests) + len(self._applications) + len(self._early) + self._clients.requests_waiting
         return waiting == 0
 
     def stop(self) -> None:
         """Answers all open requests, and those that have not been looked at, and says goodbye to every peer."""
-        self._draining = True
+        self._draining = self._openings.draining = True
         self._applications.stop()
         text = "the frontend is being stopped"
         for client, header in self._clients.waiting():
@@ -206,7 +207,8 @@ class FrontendService:
         try:
             match request:
                 case protocol.InferRequest() if self._knows:  # first, and without a detour: nearly all are such
-                    self._infer(client, request, frames, now)
+                    if not self._plain(client, request, frames, len(header), now):
+                        self._infer(client, request, frames, len(header), now)
                 case protocol.PingRequest():
                     self._replies.tell(client, {"id": request.id, "status": AnswerStatus.OK})
                 case protocol.CancelRequest():
@@ -214,9 +216,9 @@ class FrontendService:
                 case protocol.StatusRequest():
                     self._replies.tell(client, {"id": request.id, "status": AnswerStatus.OK, **self._describe()})
                 case _ if not self._knows and not self._draining:
-                    self._early.hold(Early(client, request, frames, now))
+                    self._early.hold(Early(client, request, frames, now, len(header)))
                 case _:
-                    self._obey(client, request, frames, now)
+                    self._obey(client, request, frames, len(header), now)
         except RequestRefused as invalid:
             self._replies.refuse(client, invalid, request)
 
@@ -235,11 +237,13 @@ class FrontendService:
                 code=invalid.code, message=invalid.message,
             )  # fmt: skip
 
-    def _obey(self, client: ClientId, request: protocol.Asking, frames: Sequence[Buffer], received_s: float) -> None:
+    def _obey(
+        self, client: ClientId, request: protocol.Asking, frames: Sequence[Buffer], size: int, received_s: float
+    ) -> None:
         """Executes the request, or starts to. Raises: RequestRefused."""
         match request:
             case protocol.InferRequest():
-                self._infer(client, request, frames, received_s)
+                self._infer(client, request, frames, size, received_s)
             case protocol.ModelsRequest():
                 self._tell_models(client, request)
             case (
@@ -272,7 +276,7 @@ class FrontendService:
         for early in self._early.release():
             client: Any = early.client
             try:
-                self._obey(client, early.request, early.frames, early.received_s)
+                self._obey(client, early.request, early.frames, early.header_bytes, early.received_s)
             except RequestRefused as invalid:
                 self._refuse(early, invalid)
 
@@ -280,51 +284,42 @@ class FrontendService:
         client: Any = early.client
         self._replies.refuse(client, refusal, early.request)
 
+    def _plain(
+        self, client: ClientId, request: protocol.InferRequest, frames: Sequence[Buffer], size: int, received_s: float
+    ) -> bool:
+        """Opens the call of a plain request. Returns False if it is none, or something is wrong with it.
+
+        Raises: RequestRefused, if nobody foresaw what is wrong.
+        """
+        if request.source is not None or self._applications.holds(client, request.id):
+            return False
+        try:
+            asker = self._suspects.askers.number(client.identity, request)
+            opened = self._openings.plain(client, request, frames, size, received_s, asker)
+        except Exception as error:  # nothing has changed
+            raise unforeseen(error, request.id) from error
+        if opened is None:
+            return False
+        self._calls.enter(opened[0], opened[1], request.cache)
+        return True
+
     def _infer(
-        self, client: ClientId, request: protocol.InferRequest, frames: Sequence[Buffer], received_s: float
+        self, client: ClientId, request: protocol.InferRequest, frames: Sequence[Buffer], size: int, received_s: float
     ) -> None:
+        """`size`: bytes of the header."""
         if self._requests.holds(client, request.id) or self._applications.holds(client, request.id):
             raise protocol.duplicate(request.id)
         asker = self._suspects.number(client, request)
         if request.app is not None:
-            self._check_room(request, asker)
+            self._openings.check_room(request, asker)
             self._applications.handle(ClientAsked(client, request, frames, received_s, asker))
             return
         try:
             target = self._targets.of(request)
         except RequestRefused as refused:
             raise self._starting.explained(refused, request.model, now=time.monotonic()) from None
-        try:
-            budget_s = checks.check_budget(request, target.spec.slo_ms, self.settings.slo_ms_max)
-            weight = checks.check_weight(request)
-            checked = target.rules.check(request, frames)
-        except RequestRefused:
-            raise
-        except Exception as error:  # nothing has changed
-            raise unforeseen(error, request.id) from error
-        self._check_room(request, asker)
-        call = Call(
-            client,
-            request.id,
-            target.ref,
-            target.spec,
-            checked.rows,
-            received_s,
-            received_s + budget_s,
-            bool(frames),
-            weight,
-            asked_id=request.asked_id and request.asked_id[: wire.ASKED_ID_MAX],
-            asker=asker,
-            extents=checked.extents,
-            rules=target.outputs,
-        )
-        self._calls.enter(call, checked, request.cache)
-
-    def _check_room(self, request: protocol.InferRequest, asker: int) -> None:
-        if self._draining or self._requests.full_for(asker, self._requests.in_flight_max):
-            raise protocol.no_room(len(self._requests), request.id)
-        if self._requests.memory_full_for(asker):
-            raise protocol.no_memory(len(self._requests), self._requests.bytes_held, request.id)
+        call, tensors = self._openings.checked(client, request, frames, size, received_s, asker, target)
+        self._calls.enter(call, tensors, request.cache)
 
     # -- from controllers and workers ---------------------------------------------------------------------------------
 
@@ -369,8 +364,9 @@ class FrontendService:
         call = Call(
             APPLICATIONS, ask.number, target.ref, target.spec, ask.rows, ask.received_s, ask.deadline_s,
             False, ask.weight, ask=ask.number, asker=ask.asker, extents=ask.extents, rules=target.outputs,
+            form=target.form,
         )  # fmt: skip
-        self._calls.enter(call, Checked(ask.rows, list(ask.tensors)), ask.use_cache)
+        self._calls.enter(call, ask.tensors, ask.use_cache)
 
     # -- time ---------------------------------------------------------------------------------------------------------
 

@@ -54,10 +54,8 @@ class Bursts:
     """The frontend, and who is around it."""
 
     def __init__(self, folder: Path, size: int) -> None:
-        settings = Settings(
-            data_dir=folder, frontend_port=0, cache_mb=0, heartbeat_ms=1000.0, silence_ms_max=9000.0
-        )
-        self.runtime = Runtime(settings)
+        options: dict[str, Any] = {"frontend_port": 0, "cache_mb": 0, "heartbeat_ms": 1000.0, "silence_ms_max": 9000.0}
+        self.runtime = Runtime(Settings(data_dir=folder, **options))
         transport = self.runtime.transport
         self.broker: Any = Port(
             transport, "broker", TO_BROKER, self._registered, lambda *_: None, kind=PortKind.BROKER, me="broker"
@@ -77,7 +75,7 @@ class Bursts:
             })
             for number in range(size)
         ]  # fmt: skip
-        self.client = zmq.Context.instance().socket(zmq.DEALER)
+        self.client: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self.client.connect(self.frontend.address)
         self.missing = 0
         self.client_s = 0.0  # CPU time of the client's own calls
