@@ -14,11 +14,12 @@ import structlog
 
 from frontend.core.answers import encoded_ok, error_answer
 from frontend.core.applications.messages import SendAnswer
+from frontend.core.connections import ClientId
 from frontend.core.open_calls import Call, Completed
 from frontend.core.outcomes import Outcomes
 from frontend.core.output_rules import Shapes
 from frontend.core.protocol import AnswerTensor, Brief, InferRequest, Request, RequestRefused, busy_answer
-from frontend.transport import ClientId, ClientPort
+from frontend.outbox import Outbox
 from mesh.codes import AnswerStatus, ErrorCode
 
 OK = AnswerStatus.OK  # for what runs for every request
@@ -32,12 +33,12 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Replies:
-    """Answers to clients, by way of their port. All that ends a request is told here, also where nobody is answered.
+    """Answers to clients, by way of the outbox. All that ends a request is told here, also where nobody is answered.
 
     `gone`: the client is, so the answer is counted, and not sent.
     """
 
-    def __init__(self, clients: ClientPort, outcomes: Outcomes) -> None:
+    def __init__(self, clients: Outbox, outcomes: Outcomes) -> None:
         self._clients = clients
         self._outcomes = outcomes
         self.answers: dict[str, int] = {}  # {status: answers so far}

@@ -75,7 +75,7 @@ class FrontendService:
             inbox_bytes_max=max(INBOX_BYTES_MIN, bytes_max // INBOX_DIVISOR),
         )  # fmt: skip
         self._outcomes = Outcomes()
-        self._replies = Replies(self._clients, self._outcomes)
+        self._replies = Replies(self._clients.outbox, self._outcomes)
         self.address = ""  # where clients connect, once it listens
         self._id = member_id("frontend")
         incarnation = self._id.rpartition("-")[2]
@@ -84,7 +84,7 @@ class FrontendService:
         )
         self._broker = broker or (settings.broker_address,)
         self._registrar: Registrar | None = None
-        self._suspects = Suspects(self._clients)
+        self._suspects = Suspects(self._clients.reception)
         self._targets = Targets(settings.rows_max)
         self._openings = Openings(self._requests, self._targets, settings.slo_ms_max)
         self._starting = StartingContainers()
@@ -160,7 +160,7 @@ class FrontendService:
 
     # -- from clients -------------------------------------------------------------------------------------------------
 
-    def _worth(self, client: ClientId, header: bytes, arrived_s: float, more_s: float) -> bool:
+    def _worth(self, client: ClientId, header: Buffer, arrived_s: float, more_s: float) -> bool:
         """Whether this message, which will wait for so much longer, is worth it. If not, it is refused, unread."""
         brief = protocol.brief(header)
         if brief is None or brief.op == CANCEL:
@@ -174,7 +174,7 @@ class FrontendService:
         self._replies.busy(client, brief, waited_s)
         return False
 
-    def _no_room_for(self, client: ClientId, header: bytes, arrived_s: float) -> bool:
+    def _no_room_for(self, client: ClientId, header: Buffer, arrived_s: float) -> bool:
         """Services are behind: if it is a request for an answer, and its client has its share of open ones, it is
         refused unread.
         """
@@ -190,7 +190,7 @@ class FrontendService:
         self._replies.busy(client, brief, time.monotonic() - arrived_s)
         return True
 
-    def _client_message(self, client: ClientId, header: bytes, frames: list[Buffer], now: float) -> None:
+    def _client_message(self, client: ClientId, header: Buffer, frames: list[Buffer], now: float) -> None:
         """A message that came at this instant, or a little later."""
         if len(self._requests) >= self._calls.window.room and self._no_room_for(client, header, now):
             return
@@ -232,9 +232,10 @@ class FrontendService:
         self._clients.expel(client)
         if now - self._told_junk_s > JUNK_TOLD_S:
             self._told_junk_s = now
+            reception = self._clients.reception
             log.warning(
-                "junk", peer=self._clients.peer_of(client.identity), expelled=self._clients.expelled,
-                code=invalid.code, message=invalid.message,
+                "junk", peer=reception.peer_of(client.identity), expelled=reception.expelled, code=invalid.code,
+                message=invalid.message,
             )  # fmt: skip
 
     def _obey(
@@ -418,17 +419,17 @@ class FrontendService:
             "outputs_of_others": self._calls.results.taken.misaddressed,
             "results_refused": self._calls.results.refused,
             "controllers_reached": self._controllers.reached,
-            "connections": self._clients.connections,
-            "disconnections": self._clients.disconnections,
-            "connections_refused": self._clients.connections_refused,
-            "accept_failed": self._clients.accept_failed,
+            "connections": self._clients.reception.connections,
+            "disconnections": self._clients.reception.disconnections,
+            "connections_refused": self._clients.reception.connections_refused,
+            "accept_failed": self._clients.reception.accept_failed,
             "suspects": self._suspects.describe(),
-            "unreadable": self._clients.unreadable,
-            "answers_dropped": self._clients.answers_dropped,
-            "answers_waiting": self._clients.answers_waiting,
+            "unreadable": self._clients.reception.unreadable,
+            "answers_dropped": self._clients.outbox.dropped,
+            "answers_waiting": self._clients.outbox.waiting,
             "lines": logs.counts()._asdict(),
             "requests_waiting": self._clients.requests_waiting,
             "in_flight_limit": self._calls.window.limit,
-            "expelled": self._clients.expelled,
+            "expelled": self._clients.reception.expelled,
             "unheard": self._clients.unheard,
         }
