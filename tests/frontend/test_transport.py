@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import zmq
 
+from frontend import outbox
 from frontend import transport as module
 from frontend.transport import ANSWERS_QUEUED_MAX, ClientId, ClientPort
 from gearmesh.operations.ports import free_ports
@@ -22,13 +23,13 @@ SIZE_MAX = 4096
 class Listening:
     """An open port for clients, which records (client, header, frames) of all messages."""
 
-    def __init__(self, made: Processes, *, number: int = 0) -> None:
+    def __init__(self, made: Processes, *, number: int = 0, size_max: int = SIZE_MAX) -> None:
         self.hub = made.runtime().hub
         self.said, self.turns = Told(), Told()
         self.arrived_s = 0.0  # of the latest message: it did not come before
         self.hub.on_turn(self.turns)
         self.port = ClientPort(self.hub, self._hear, lambda *_: True)
-        self.address = self.port.listen("127.0.0.1", number, SIZE_MAX)
+        self.address = self.port.listen("127.0.0.1", number, size_max)
 
     def _hear(self, who: ClientId, header: bytes, frames: list[Any], arrived_s: float) -> None:
         self.arrived_s = arrived_s
@@ -194,6 +195,69 @@ async def test_connections_and_disconnections_are_counted() -> None:
             sock.close(0)
         await listening.until(lambda: listening.port.reception.disconnections == 2)
         assert listening.port.reception.connections == 3
+
+
+@on_loop
+async def test_answers_of_a_turn_leave_at_its_end_in_the_order_of_their_making() -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        one, two = client(made, listening), client(made, listening)
+        one.send(b"one")
+        ((first, _, _),) = await listening.said.count(1)
+        two.send(b"two")
+        (_, (second, _, _)) = await listening.said.count(2)
+        for i in range(3):
+            listening.port.answer(first, b"%d" % i, [b"frame"] if i == 1 else ())
+            listening.port.answer(second, b"%d" % i)
+        assert not one.poll(0)
+        await listening.turns.count(len(listening.turns.items) + 1)
+        assert [one.recv_multipart() for _ in range(3)] == [[b"0"], [b"1", b"frame"], [b"2"]]
+        assert [two.recv_multipart() for _ in range(3)] == [[b"0"], [b"1"], [b"2"]]
+
+
+@pytest.mark.parametrize("bounded", ["TOGETHER_MAX", "TOGETHER_BYTES_MAX"])
+@on_loop
+async def test_many_answers_do_not_wait_for_the_end_of_the_turn(bounded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, bounded, 4)
+    async with processes() as made:
+        listening = Listening(made)
+        sock = client(made, listening)
+        sock.send(b"header")
+        ((who, _, _),) = await listening.said.count(1)
+        for i in range(3 if bounded == "TOGETHER_BYTES_MAX" else 4):
+            listening.port.answer(who, b"%d" % i, [b"x"] if i == 2 else ())
+        listening.port.answer(who, b"later")
+        assert sock.recv_multipart() == [b"0"]
+        await listening.turns.count(len(listening.turns.items) + 1)
+        said = [sock.recv_multipart()]
+        while said[-1] != [b"later"]:
+            said.append(sock.recv_multipart())
+        assert said[:2] == [[b"1"], [b"2", b"x"]]
+
+
+@on_loop
+async def test_what_was_answered_leaves_when_the_port_is_closed() -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        sock = client(made, listening)
+        sock.send(b"header")
+        ((who, _, _),) = await listening.said.count(1)
+        listening.port.answer(who, b"the last one")
+        listening.port.close()
+        assert sock.recv() == b"the last one"
+
+
+@on_loop
+async def test_a_large_header_is_not_copied() -> None:
+    async with processes() as made:
+        listening = Listening(made, size_max=1 << 20)
+        sock, req = client(made, listening), client(made, listening, zmq.REQ)
+        for body in (bytes(1000), bytes(100_000)):
+            sock.send(body)
+        req.send(bytes(100_000))
+        said = await listening.said.count(3)
+        kinds = {(who.delimited, len(header)): type(header) for who, header, _ in said}
+        assert kinds == {(False, 1000): bytes, (False, 100_000): memoryview, (True, 100_000): memoryview}
 
 
 @on_loop
