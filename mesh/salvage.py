@@ -61,6 +61,8 @@ def frames_of(message: object) -> int:
             return message.frames
         case wire.Infer():
             return sum(part.frames for part in message.parts)
+        case wire.Fetched():
+            return message.frames
         case wire.Outputs():
             return sum(answer.frames for answer in message.answers)
         case _:
