@@ -77,6 +77,7 @@ class Hub:
         self._deliver: list[Callable[[], bool]] = []  # deliver in-memory mail; True if there was any
         self._flushes: list[Callable[[], None]] = []
         self._turn_scheduled = False
+        self._deciding = False  # a turn runs, and has not sent yet
         self._closed = False
         self.door = Doorkeeper(keys) if keys is not None else None  # None: every port is open
         self._zap: zmq.Socket[bytes] | None = None  # where libzmq asks the doorkeeper, once a port listens
@@ -253,6 +254,11 @@ class Hub:
             self._turn_scheduled = True
             self.loop.call_soon(self._turn)
 
+    def schedule_send(self) -> None:
+        """What was queued leaves at the end of the turn that runs, or else of one that will run soon."""
+        if not self._deciding:
+            self.schedule_turn()
+
     def close(self) -> None:
         """Closes all sockets; messages they still hold get their linger time to leave."""
         self._closed = True
@@ -280,6 +286,18 @@ class Hub:
         self._turn_scheduled = False
         if self._closed:
             return
+        self._deciding = True
+        try:
+            self._decide()
+        finally:
+            self._deciding = False
+        for flush in self._flushes:
+            flush()
+        if self._sent:
+            self._look_again()
+
+    def _decide(self) -> None:
+        """Every service decides, and once more as long as others in this process have sent it something."""
         for _ in range(ROUNDS_PER_TURN_MAX):
             now = time.monotonic()
             for decide in self._hooks:
@@ -288,13 +306,8 @@ class Hub:
             for deliver in self._deliver:
                 delivered = deliver() or delivered
             if not delivered:
-                break
-        else:
-            self.schedule_turn()
-        for flush in self._flushes:
-            flush()
-        if self._sent:
-            self._look_again()
+                return
+        self.schedule_turn()
 
     def _look_again(self) -> None:
         sent, self._sent = self._sent, set()

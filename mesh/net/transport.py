@@ -160,7 +160,7 @@ class Transport:
         if frames:
             line.frames.extend(frames)
         self._dirty[id(line)] = line
-        self.hub.schedule_turn()
+        self.hub.schedule_send()
 
     def _deliver(self) -> bool:
         """Delivers messages to peers in this process. Returns True if there were any."""
