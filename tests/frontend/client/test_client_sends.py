@@ -67,17 +67,19 @@ def lazy(monkeypatch: pytest.MonkeyPatch) -> Iterator[LazyFrontend]:
 
 
 class Hook:
-    """The context of a request. It calls `packing` whenever the request is packed, which is just before it is sent."""
+    """In place of `packed`: calls `packing` when a request of context c is packed, again just before it is sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, packed: Callable[[Any], bytes]) -> None:
+        self._packed = packed
         self.packing: Callable[[], None] | None = None
 
-    def tolist(self) -> str:
-        """As numpy's values do, what is written into the message."""
-        packing, self.packing = self.packing, None
-        if packing is not None:
-            packing()
-        return "c"
+    def __call__(self, message: Any) -> bytes:
+        """The message in msgpack."""
+        if message.get("context") == "c":
+            packing, self.packing = self.packing, None
+            if packing is not None:
+                packing()
+        return self._packed(message)
 
 
 def be_busy() -> None:
@@ -87,7 +89,12 @@ def be_busy() -> None:
         pass
 
 
-def test_an_answer_that_comes_just_before_a_vain_try_to_send_is_received(lazy: LazyFrontend) -> None:
+def test_an_answer_that_comes_just_before_a_vain_try_to_send_is_received(
+    lazy: LazyFrontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = Hook(module.packed)
+    monkeypatch.setattr(module, "packed", hook)
+
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, KnownReaders)
@@ -96,10 +103,9 @@ def test_an_answer_that_comes_just_before_a_vain_try_to_send_is_received(lazy: L
             socket_fd = loop.read[seen]
             early = [client.submit("m", ROW * i, slo_ms=60_000) for i in range(ROUNDS)]
             asked = [await asyncio.to_thread(lazy.read) for _ in early]
-            hook = Hook()
             x = np.zeros((BYTES >> 4, 4), np.float32)
             for _ in range(STUCK):
-                client.submit("m", x, slo_ms=600_000, context=hook)
+                client.submit("m", x, slo_ms=600_000, context="c")
 
             def comes(question: Asked) -> None:
                 """The answer is there, and not read yet, when the client tries to send."""
