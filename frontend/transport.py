@@ -16,8 +16,8 @@ from frontend.core.inbox import TARGET_S, Inbox
 from frontend.core.unheard import CURVE, PLAIN, Refusal, Unheard
 from frontend.descriptors import address_of, close_connection, received_by
 from mesh.codes import IdentityRefusal
+from mesh.net.frames import FRAME_BYTES_ZERO_COPY, MORE, NOBLOCK
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX, Hub
-from mesh.net.transport import FRAME_BYTES_ZERO_COPY, MORE, NOBLOCK, RCVMORE
 from mesh.process.descriptors import Shortage
 from mesh.roles import Holder, PortKind, Role
 from mesh.wire import Buffer
@@ -51,7 +51,12 @@ Message = tuple[ClientId, bytes, list[Buffer]]
 Received = Callable[[ClientId, bytes, list[Buffer], float], None]
 Worth = Callable[[ClientId, bytes, float, float], bool]
 SOURCES = frozenset((Role.FRONTEND, Role.OPERATOR))  # roles of those who may name the clients for whom they ask
-SRCFD, SOCKET_EVENTS, POLLIN = zmq.SRCFD, zmq.EVENTS, int(zmq.POLLIN)  # an attribute of an enum is slow to look up
+SRCFD, SOCKET_EVENTS, POLLIN, RCVMORE = (
+    zmq.SRCFD,
+    zmq.EVENTS,
+    int(zmq.POLLIN),
+    int(zmq.RCVMORE),
+)  # an attribute of an enum is slow to look up
 log = structlog.get_logger("clients")
 
 
