@@ -15,13 +15,16 @@ from frontend.core.output_rules import OutputFault, Shapes
 from frontend.core.starting import StartingContainers
 from frontend.core.targets import Targets
 from frontend.core.window import Window
+from frontend.inputs import LargeInputs
 from frontend.replies import Replies
 from frontend.results import ResultsPort
 from mesh import wire
 from mesh.codes import ActionCode, AnswerStatus, ErrorCode, RequestOutcome
 from mesh.process.runtime import Runtime
+from mesh.process.segments import SegmentWriter
 from mesh.wire import Buffer
 
+TRIM_S = 5.0  # between two times that shared memory is looked at which may not be in use any more
 TOO_LARGE = frozenset({ActionCode.BAD_BATCH})  # fewer rows of these extents fit together
 log = structlog.get_logger("frontend")
 
@@ -52,9 +55,12 @@ class ModelCalls:
         self._replies = replies
         self._outcomes = outcomes
         self._tell_applications = tell_applications
+        self._trim_s = 0.0  # when it is looked at again
         self.window = Window(self._requests.in_flight_max)
+        me = hello()
+        self.inputs = LargeInputs(SegmentWriter(runtime.settings.shared_mb << 20), me.host)
         self.results = ResultsPort(
-            runtime.transport, hello().member, self._requests, self._answer_ok, self._outputs_malformed
+            runtime.transport, me.member, self._requests, self._answer_ok, self._outputs_malformed
         )
         self.controllers = Controllers(
             runtime.transport,
@@ -71,6 +77,12 @@ class ModelCalls:
         for call in self._evaluations.close_all():
             self._answer_error(call, AnswerStatus.FAILED, ErrorCode.STOPPING, "the frontend is being stopped", None)
         self.controllers.stop()
+        self.inputs.free(self._requests.released)
+
+    def close(self) -> None:
+        """Nobody is heard any more, and shared memory is given up."""
+        self.results.close()
+        self.inputs.close()
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
@@ -105,13 +117,26 @@ class ModelCalls:
             budget_s=call.deadline_s - now,
             weight=call.weight,
             inline=() if large else tuple(part.tensors),  # type: ignore[arg-type]  # bytes will do as well
-            frames=len(part.tensors) if large else 0,
             client=call.asker,
             asked_id=str(call.asked_id or call.id)[: wire.ASKED_ID_MAX] if call.ask is None else "",
             call=0 if part.number == call.first else call.first or 0,
             extents=call.extents,
+            kept=self._keep(part) if large else None,
         )
-        self.controllers.submit(model, message, part.tensors if large else ())
+        self.controllers.submit(model, message)
+
+    def _keep(self, part: CallPart) -> wire.Kept:
+        self.inputs.free(self._requests.released)  # there may be no room without that
+        return self.inputs.keep(part)
+
+    def turn(self, now: float) -> None:
+        """At the end of each turn: memory is given back."""
+        if self._requests.released:
+            self.inputs.free(self._requests.released)
+        if now >= self._trim_s:
+            self._trim_s = now + TRIM_S
+            self.inputs.trim()
+            self.results.forget_gone()
 
     def _submit_waiting(self) -> None:
         now = time.monotonic()

@@ -43,6 +43,7 @@ from mesh import wire
 from mesh.codes import AnswerStatus, ErrorCode, RequestOutcome
 from mesh.net.registrar import Registrar
 from mesh.process import logs
+from mesh.process.compiled import form
 from mesh.process.ids import host_id, member_id
 from mesh.process.runtime import Runtime
 from mesh.process.timers import Alarm
@@ -151,7 +152,7 @@ class FrontendService:
             self._registrar.stop()
         if self._alarm is not None:
             self._alarm.close()
-        self._hub.loop.call_soon(self._calls.results.close)
+        self._hub.loop.call_soon(self._calls.close)
         self._hub.loop.call_soon(self._clients.close)
         log.info("stopped", member=self._id, answers=self._replies.answers)
 
@@ -331,6 +332,7 @@ class FrontendService:
         self._outcomes.table_changed(table)
         self._applications.handle(table)
         self._calls.results.keep_only(table.members)
+        self._calls.inputs.table_changed(table.members)
         self._controllers.table_changed(table)
         self._knows = True
         self._release()
@@ -380,6 +382,7 @@ class FrontendService:
 
     def _turn(self, now: float) -> None:
         assert self._alarm is not None
+        self._calls.turn(now)
         window = self._calls.window
         window.turn(len(self._requests), now)
         self._clients.strained = window.limit < window.calls_max
@@ -399,10 +402,14 @@ class FrontendService:
         return {
             "frontend": self._id,
             "uptime_s": time.monotonic() - self._started_s,
+            "form": form().name,  # in which its code runs: compiled or pure
             "epoch": table.epoch if table is not None else None,
             "members": describe_members(table),
             "in_flight": len(self._requests),
             "in_flight_bytes": self._requests.bytes_held,
+            "shared_bytes": self._calls.inputs.bytes_used,
+            "inputs_fetched": self._calls.results.fetched,
+            "inputs_crowded": self._calls.inputs.crowded,
             "answers": self._replies.answers,
             "refused": self._replies.refusals,
             "cancelled": self._replies.cancelled,

@@ -77,7 +77,7 @@ class Call:
 class CallPart:
     """One submission."""
 
-    __slots__ = ("attempt", "call", "controller", "inherited", "number", "outputs", "rows", "shapes", "tensors")
+    __slots__ = ("attempt", "call", "controller", "inherited", "kept", "number", "outputs", "rows", "shapes", "tensors")
 
     def __init__(
         self, call: Call, number: int, rows: int, tensors: Sequence[bytes | memoryview], attempt: int = -1
@@ -91,6 +91,7 @@ class CallPart:
         self.outputs: Sequence[Any] | None = None  # one buffer per output
         self.shapes: Shapes = ()  # of the outputs
         self.inherited = False  # it was last submitted for another call, which is gone, with the budget of that one
+        self.kept: wire.Kept | None = None  # what was submitted in place of inputs that are large; None: nothing yet
 
 
 class Completed:

@@ -26,6 +26,7 @@ class RequestTable:
         self.in_flight_max = in_flight_max
         self.bytes_max = bytes_max
         self.bytes_held = 0  # inputs of open calls that have parts
+        self.released: list[CallPart] = []  # have ended, but what was kept of their inputs is still there
         self._calls: OpenByClient[Call] = OpenByClient()
         self._parts: dict[int, CallPart] = {}  # {number: part without outputs of an open call}
         self._deadlines: list[tuple[float, int, Call]] = []  # heap; may still hold answered calls
@@ -151,7 +152,7 @@ class RequestTable:
         call.parts[place : place + 1] = halves
         call.missing += len(halves) - 1
         del self._parts[number]
-        part.tensors = ()
+        self._release(part)
         return halves
 
     def _add(self, call: Call, rows: int, tensors: Sequence[bytes | memoryview]) -> CallPart:
@@ -169,6 +170,11 @@ class RequestTable:
     def awaits(self, number: int) -> bool:
         """Whether the outputs of this part are awaited."""
         return number in self._parts
+
+    def inputs(self, number: int) -> Sequence[bytes | memoryview]:
+        """The inputs of this part; empty if it has ended."""
+        part = self._parts.get(number)
+        return () if part is None else part.tensors
 
     def outputs(
         self,
@@ -299,7 +305,7 @@ class RequestTable:
         self._shares.ended(call.asker, call.size)
         for part in call.parts:
             self._parts.pop(part.number, None)
-            part.tensors = ()  # the call stays in the heap for a while, but must not keep this memory
+            self._release(part)  # the call stays in the heap for a while, but must not keep this memory
             if part.outputs is not None:
                 part.outputs = ()
         self._ended_in_heap += 1
@@ -307,6 +313,12 @@ class RequestTable:
             self._deadlines = [entry for entry in self._deadlines if not entry[2].answered]
             heapq.heapify(self._deadlines)
             self._ended_in_heap = 0
+
+    def _release(self, part: CallPart) -> None:
+        """The part's inputs are not needed any more."""
+        part.tensors = ()
+        if part.kept is not None:
+            self.released.append(part)
 
     def check(self) -> None:
         """Asserts every invariant."""
