@@ -37,8 +37,14 @@ def openings(in_flight_max: int = 100, bytes_max: int = 1 << 20) -> tuple[Openin
     return Openings(table, targets, SLO_MS_MAX), table
 
 
+FIELDS = (
+    "client", "id", "ref", "spec", "rows", "received_s", "deadline_s", "framed", "weight", "ask", "asked_id", "asker",
+    "extents", "rules", "form", "parts", "size", "missing", "answered", "flight", "malformed", "first",
+)  # fmt: skip
+
+
 def fields_of(call: Call) -> dict[str, Any]:
-    return {name: getattr(call, name) for name in Call.__slots__}
+    return {name: getattr(call, name) for name in FIELDS}
 
 
 class Both:
