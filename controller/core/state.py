@@ -49,7 +49,11 @@ class Model:
     @property
     def first_device(self) -> RemoteDevice | None:
         """Its first host, or else the first device that is ready to serve it."""
-        return next(iter(self.hosts.values()), None) or next(iter(self.ready.values()), None)
+        for device in self.hosts.values():
+            return device
+        for device in self.ready.values():
+            return device
+        return None
 
     def fits(self, message: wire.Submit) -> bool:
         """Whether these are the inputs of so many rows: otherwise rows of a batch's requests would be mixed up.

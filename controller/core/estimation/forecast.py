@@ -10,13 +10,15 @@ OVERDUE_SHARE = 0.1  # an action past its expected end is expected to take anoth
 OVERDUE_S_MIN = 50e-6
 
 
-@dataclass(slots=True)
 class Pending:
     """An action that was sent and has not ended."""
 
-    not_before_s: float  # it can start no earlier: it has to be delivered first
-    expected_s: float  # duration
-    opens_s: float = 0.0  # until then its inputs are fetched, and what is sent meanwhile goes before it
+    __slots__ = ("expected_s", "not_before_s", "opens_s")
+
+    def __init__(self, not_before_s: float, expected_s: float, opens_s: float) -> None:
+        self.not_before_s = not_before_s  # it can start no earlier: it has to be delivered first
+        self.expected_s = expected_s  # duration
+        self.opens_s = opens_s  # until then its inputs are fetched, and what is sent meanwhile goes before; 0: none are
 
 
 @dataclass(slots=True)
