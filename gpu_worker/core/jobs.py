@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 from gpu_worker.core.cutting import Cut, Shape
+from gpu_worker.core.incoming import Incoming
 from gpu_worker.core.pages import Holding
 from mesh import wire
 from mesh.codes import ActionCode
@@ -58,8 +59,8 @@ class Job:
     """One LOAD or INFER on its way through the lanes. Jobs are equal only to themselves."""
 
     __slots__ = (
-        "action", "cut", "epoch", "exec", "holding", "input", "order", "output_row_bytes", "output_shapes", "outputs",
-        "pages", "phase", "received_s", "revoked", "slot", "spec", "tensors",
+        "action", "cut", "epoch", "exec", "holding", "incoming", "input", "order", "output_row_bytes", "output_shapes",
+        "outputs", "pages", "phase", "received_s", "revoked", "slot", "spec", "tensors",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +88,7 @@ class Job:
         self.outputs: list[memoryview] = []  # written by the device: one tensor per output, all rows
         self.output_shapes: Sequence[Shape] = ()  # written by the device, if there is a `spec`: with all rows
         self.cut: Cut | None = None  # if there is a `spec`: what each part gets, once OUTPUT has ended well, or before
+        self.incoming: Incoming | None = None  # inputs that the order did not carry; `tensors` has them from INPUT on
 
 
 class StartPhase:
