@@ -23,7 +23,8 @@ import numpy as np
 from gearmesh.operations.ports import free_ports
 from mesh import wire
 from mesh.codes import ActionCode, ActionKind, RequestOutcome
-from mesh.net.ports import Link, Port
+from mesh.net.links import Link
+from mesh.net.ports import Port
 from mesh.net.transport import Mail
 from mesh.process.configuration import read_settings
 from mesh.process.ids import host_id
