@@ -20,7 +20,7 @@ from mesh import wire
 from mesh.addresses import address_fault
 from mesh.codes import ActionCode, AnswerStatus, ErrorCode, LinkLoss, ReplyCode, RequestOutcome
 from mesh.folding import Folding
-from mesh.net.links import Port
+from mesh.net.ports import Port
 from mesh.net.registrar import Registrar
 from mesh.net.transport import Mail
 from mesh.process.ids import host_id, member_id

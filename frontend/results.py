@@ -15,7 +15,7 @@ from mesh import wire
 from mesh.codes import LinkLoss
 from mesh.folding import Folding
 from mesh.losses import Losses
-from mesh.net.links import Port
+from mesh.net.ports import Port
 from mesh.net.transport import Mail, Transport
 from mesh.process.segments import SegmentReader
 from mesh.roles import PortKind

@@ -43,6 +43,7 @@ from mesh import wire
 from mesh.codes import AnswerStatus, ErrorCode, RequestOutcome
 from mesh.net.registrar import Registrar
 from mesh.process import logs
+from mesh.process.compiled import form
 from mesh.process.ids import host_id, member_id
 from mesh.process.runtime import Runtime
 from mesh.process.timers import Alarm
@@ -401,6 +402,7 @@ class FrontendService:
         return {
             "frontend": self._id,
             "uptime_s": time.monotonic() - self._started_s,
+            "form": form().name,  # in which its code runs: compiled or pure
             "epoch": table.epoch if table is not None else None,
             "members": describe_members(table),
             "in_flight": len(self._requests),

@@ -4,7 +4,6 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from typing import assert_never
 
 import msgspec
@@ -205,11 +204,10 @@ class WorkerService:
             self._table_changed(self._registrar.table)
 
     def _received(self, mail: Mail[wire.FromControllerToWorker]) -> None:
-        frames = iter(mail.frames)
         for message in mail.messages:
             match message:
                 case wire.Infer():
-                    self._infer(message, mail.epoch, frames)
+                    self._infer(message, mail.epoch)
                 case wire.Load():
                     self._pump.load(message, mail.epoch, now=time.monotonic())
                 case wire.Unload():
@@ -235,12 +233,12 @@ class WorkerService:
                 case _:
                     assert_never(message)
 
-    def _infer(self, action: wire.Infer, epoch: int, frames: Iterator[Buffer]) -> None:
+    def _infer(self, action: wire.Infer, epoch: int) -> None:
         tensors: list[Sequence[Buffer]] = []
         kept = False
         for part in action.parts:
             kept = kept or part.kept is not None
-            tensors.append(list(islice(frames, part.frames)) if part.frames else part.inline)
+            tensors.append(part.inline)
         if not kept:
             self._pump.infer(action, epoch, tensors, now=time.monotonic())
             return

@@ -5,7 +5,6 @@ worker computes for longer than a moment runs in threads, which give up the inte
 """
 
 import sys
-from importlib import import_module
 
 from broker.service import BrokerService
 from controller.service import ControllerService
@@ -38,7 +37,7 @@ def main() -> None:
     worker = sys.argv[1:2] == [WITH_WORKER]
     if worker:
         del sys.argv[1]  # what follows are settings
-        import_module("gpu_worker.devices.cpu")  # what is not installed is told before anything is begun
+        import gpu_worker.devices.cpu  # noqa: F401 - what is not installed is told before anything is begun
     serve("mesh", lambda runtime: services(runtime, worker=worker))
     if worker:
         leave(0)  # nobody waits for a version that is still being prepared

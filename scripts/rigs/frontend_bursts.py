@@ -25,7 +25,8 @@ import zmq
 
 from frontend.service import FrontendService
 from mesh import wire
-from mesh.net.links import Link, Port
+from mesh.net.links import Link
+from mesh.net.ports import Port
 from mesh.net.transport import Mail
 from mesh.process.runtime import Runtime
 from mesh.process.settings import Settings

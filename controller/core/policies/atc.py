@@ -327,8 +327,8 @@ class Atc(SchedulingPolicy):
         coming, left_s = clients.missing(now)
         starts_s = now + left_s
         if running:
-            count, return_s = clients.of_running(sum(len(action.requests) for action in running))
-            coming += count
+            of_running, return_s = clients.of_running(sum(len(action.requests) for action in running))
+            coming += of_running
             starts_s = device.exec.free_at(now) + return_s
         curve = device.curves[model.ref]
         count = int(coming + 0.5)

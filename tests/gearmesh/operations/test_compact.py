@@ -94,9 +94,9 @@ async def running(folder: Path, *, compact: bool) -> AsyncIterator[tuple[str, Tu
 @pytest.mark.parametrize(
     ("compact", "least"),
     [
-        pytest.param(True, {"mesh": 2}, id="compact"),
+        pytest.param(True, {"mesh": 1}, id="compact"),
         # the frontend's: the request, the answer; the controller's: the request, the result
-        pytest.param(False, {"frontend": 2, "controller": 3, "gpu_worker": 1, "broker": 0}, id="apart"),
+        pytest.param(False, {"frontend": 2, "controller": 2, "gpu_worker": 1, "broker": 0}, id="apart"),
     ],
 )
 @on_loop
