@@ -90,7 +90,7 @@ class AsyncClient:
             timeout_s = time_left(timeout_s, began_s)
         flight = self._connection.infer(target, x, slo_ms, timeout_s, options)
         try:
-            outcome = await self._ask(flight)
+            outcome: Prediction | RequestError = await self._ask(flight)
         except asyncio.CancelledError:
             self._given_up(flight)
             raise
@@ -108,9 +108,10 @@ class AsyncClient:
         timeout_s: float | None = None,
         **options: Any,
     ) -> "asyncio.Future[Prediction | RequestError]":
-        """Sends the request now. The future's result is the outcome, also if it is an error. Await `models` before.
+        """Sends the request. The future's result is the outcome, also if it is an error. Await `models` before.
 
-        Who cancels the future, cancels the request.
+        The first request of a turn of the loop leaves at once, others together at the turn's end. Who cancels the
+        future, cancels the request.
         """
         target, x = target_of(model, x, app)
         flight = self._connection.infer(target, x, slo_ms, timeout_s, options)
@@ -185,7 +186,7 @@ class AsyncClient:
         future: asyncio.Future[Any] = self._loop.create_future()
         flight.future = future
         try:
-            self._connection.ask(flight)
+            self._connection.ask(flight, together=self._check_scheduled)
         except RequestError as error:
             future.set_result(error)
             return future
@@ -203,6 +204,8 @@ class AsyncClient:
         self._check_scheduled = False
         if self._closed:
             return
+        for flight, outcome in self._connection.send_together():
+            self._resolve(flight, outcome)
         for flight, outcome in self._connection.read():
             self._resolve(flight, outcome)
         if self._connection.ask_waiting() or self._connection.can_go_on:

@@ -35,6 +35,7 @@ INFER = "infer"
 BUDGET_S_MAX = 1e6  # longest budget that is waited for
 UNSENT_MAX = 100_000  # requests that may wait here
 CANCELS_MAX = 100_000  # that may wait for room on one connection; what exceeds them ends with its budget
+TOGETHER_MAX = 256  # requests of one turn of a loop that wait for its end
 SENDING_MAX = 1_000  # requests queued in ZeroMQ per connection; their budgets no longer shrink
 FULL_RETRY_MS = 100.0
 NOBLOCK, READABLE = int(zmq.NOBLOCK), int(zmq.POLLIN)  # plain numbers: those of an enum take longer
@@ -192,14 +193,19 @@ class Connection:
         self.talk = Conversation()
         self.flights: dict[int, PendingRequest] = {}  # {id: request}, unanswered ones
         self._unsent: dict[int, PendingRequest] = {}  # {id: request}, those that wait for a connection, oldest first
+        self._together: list[PendingRequest] = []  # of this turn of the loop, in order; sent at its end
+        self._refused: list[tuple[PendingRequest, Any]] = []  # of the earlier ones of this turn, with their outcomes
         self._context = zmq.Context()
         each = [addresses] if isinstance(addresses, str) else addresses
         self.sockets = [FrontendSocket(self._context, address, keys) for address in each]
         self._turn = 0  # index of the socket for the next request
         self.closed = False
 
-    def ask(self, flight: PendingRequest) -> None:
-        """Sends the request, or queues it for a connection. Raises: Rejected (too many wait), Invalid, Disconnected."""
+    def ask(self, flight: PendingRequest, *, together: bool = False) -> None:
+        """Sends the request, or queues it for a connection. Raises: Rejected (too many wait), Invalid, Disconnected.
+
+        `together`: it may wait for `send_together`, which is called soon; what is sent at once is received at once.
+        """
         call = flight.call
         if self.closed:
             raise closed()
@@ -207,12 +213,35 @@ class Connection:
         if refusal is not None:
             raise refusal
         self.flights[call] = flight  # first: Ctrl-C may come as soon as it has left
+        if together and not self._unsent:
+            if len(self._together) >= TOGETHER_MAX:
+                self._refused = self.send_together()
+            self._together.append(flight)
+            return
+        full = self._ask(flight)
+        if full is not None:
+            raise full
+
+    def _ask(self, flight: PendingRequest) -> Rejected | None:
+        """Sends the request, or queues it. Returns its outcome if there is no room."""
         if self._unsent or not self._send(flight):
             if len(self._unsent) >= UNSENT_MAX:
-                del self.flights[call]
-                raise self._full()
+                del self.flights[flight.call]
+                return self._full()
             flight.late = True
-            self._unsent[call] = flight
+            self._unsent[flight.call] = flight
+        return None
+
+    def send_together(self) -> list[tuple[PendingRequest, Any]]:
+        """Sends the requests that were to be sent together. Returns those that are refused, each with its outcome."""
+        flights, self._together = self._together, []
+        refused, self._refused = self._refused, []
+        for flight in flights:
+            if self.flights.get(flight.call) is flight:
+                refusal = self._ask(flight)
+                if refusal is not None:
+                    refused.append((flight, refusal))
+        return refused
 
     def _full(self) -> Rejected:
         text = (

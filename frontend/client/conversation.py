@@ -5,7 +5,7 @@ Needs msgpack's maps and numpy; of gearmesh only the codes, which are plain data
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ import numpy.typing as npt
 from . import strings
 from .codes import AnswerStatus, ErrorCode
 from .forms import FRAMED_BYTES, RequestForm
+from .prediction import Prediction as Prediction
+from .prediction import prediction_of
 
 Array = npt.NDArray[Any]
 Inputs = Array | Mapping[str, Array] | Sequence[Any]
@@ -61,39 +63,6 @@ ERRORS: dict[str, type[RequestError]] = {
     AnswerStatus.FAILED: Failed,
     AnswerStatus.INVALID: Invalid,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """An ok answer."""
-
-    outputs: dict[str, Array]  # {name: [rows, ...]}
-    model: str
-    version: str
-    latency_ms: float  # measured by the frontend, from receipt to answer
-    predicted_ms: float | None  # predicted by admission
-    batch_size: int | None
-    device: str | None
-    answer: Mapping[str, Any] = field(repr=False)  # the whole answer without the tensors' data
-    cached: bool = False
-    app: str | None = None  # this and the fields below: only for an application
-    default_used: bool = False  # the output is the application's default, not a model's; `answer["error"]` says why
-    confidence: float | None = None
-    models_used: tuple[str, ...] = ()
-    decision_id: str | None = None  # for `feedback`
-    margin: float | None = None  # between the two most probable classes; None if there are no classes
-    disagreement: float | None = None  # 0: all models that answered agree; unusual inputs make them disagree
-    batch_padded: int | None = None  # rows that were computed: `batch_size`, those asked for, and padding
-    request: int | None = None  # the number that the request log has
-
-    def __getitem__(self, name: str) -> Array:
-        """The output of this name. Raises: KeyError."""
-        return self.outputs[name]
-
-    @property
-    def output(self) -> Array:
-        """The first output."""
-        return next(iter(self.outputs.values()))
 
 
 class RequestTarget(NamedTuple):
@@ -232,13 +201,7 @@ class Conversation:
             outputs[tensor["name"]] = np.frombuffer(data, WIRE_DTYPES.get(dtype) or _wire_dtype(dtype)).reshape(
                 tensor["shape"]
             )
-        get = header.get
-        return Prediction(
-            outputs, get("model", ""), get("version", ""), get("latency_ms", 0.0), get("predicted_ms"),
-            get("batch_size"), get("device"), header, bool(get("cached")), get("app"), bool(get("default_used")),
-            get("confidence"), tuple(get("models_used") or ()), get("decision_id"), get("margin"),
-            get("disagreement"), get("batch_padded"), get("request"),
-        )  # fmt: skip
+        return prediction_of(outputs, header)
 
 
 @dataclass(frozen=True, slots=True)

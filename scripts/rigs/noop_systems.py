@@ -14,7 +14,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from frontend.client.conversation import FRAMED_BYTES
+from frontend.client.forms import FRAMED_BYTES
 from gearmesh.operations.meshes import mesh
 from gearmesh.operations.ports import free_ports
 from mesh.codes import AnswerStatus

@@ -15,6 +15,7 @@ import zmq
 from frontend.client import connection as module
 from frontend.client.async_client import AsyncClient
 from frontend.client.client import Prediction, Rejected
+from frontend.client.conversation import RequestTarget
 from tests.frontend.client.fakes import ROW, Asked, FakeFrontend, ok
 from tests.loops import LIMIT_S, on_loop
 
@@ -162,3 +163,45 @@ def test_what_is_asked_faster_than_it_is_read_waits_and_is_answered(
         client.models()
         outcomes = client.infer_many([("m", np.repeat(ROW * i, rows, axis=0)) for i in range(40)], slo_ms=60_000)
         assert [outcome["y"][0, 0] for outcome in outcomes] == [2.0 * i for i in range(40)]
+
+
+@on_loop
+async def test_requests_of_one_turn_leave_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TOGETHER_MAX", 3)
+    with FakeFrontend() as frontend:
+        async with AsyncClient(frontend.address) as client:
+            await client.models()
+            futures = [client.submit("m", ROW * i, slo_ms=60_000) for i in range(8)]
+            await asyncio.gather(*futures)
+            assert [asked.array()[0, 0] for asked in frontend.infers()] == [float(i) for i in range(8)]
+
+
+def test_a_request_that_is_given_up_before_the_end_of_its_turn_never_leaves() -> None:
+    connection = module.Connection("tcp://127.0.0.1:9", None)
+    first, second = (connection.infer(RequestTarget("m"), ROW, 60_000, None, {}) for _ in range(2))
+    for flight in (first, second):
+        connection.ask(flight, together=True)
+    connection.cancel(first)
+    assert connection.send_together() == []
+    assert list(connection.flights.values()) == [second]
+    assert (first.late, second.late) == (False, True), "only one was tried; there is no frontend"
+    connection.close()
+
+
+@on_loop
+async def test_requests_that_wait_for_the_end_of_a_turn_are_refused_there_if_too_many_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "SENDING_MAX", 1)
+    monkeypatch.setattr(module, "UNSENT_MAX", 2)
+    monkeypatch.setattr(module, "TOGETHER_MAX", 4)
+    with FakeFrontend() as frontend:
+        async with AsyncClient(frontend.address) as client:
+            await client.models()
+            futures = [client.submit("m", np.repeat(ROW * i, 100_000, axis=0), slo_ms=60_000) for i in range(30)]
+            outcomes = await asyncio.wait_for(asyncio.gather(*futures), LIMIT_S)
+            answered = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Prediction)]
+            refused = [outcome.code for outcome in outcomes if isinstance(outcome, Rejected)]
+            assert len(answered) + len(refused) == 30
+            assert set(refused) == {"client_full"}
+            assert [asked.array()[0, 0] for asked in frontend.infers()] == [float(i) for i in answered]

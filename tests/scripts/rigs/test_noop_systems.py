@@ -5,7 +5,7 @@ import threading
 import msgpack
 import pytest
 
-from frontend.client.conversation import FRAMED_BYTES
+from frontend.client.forms import FRAMED_BYTES
 from scripts.rigs.closed_loops import HttpDriver
 from scripts.rigs.noop_systems import SMALL, NoopRequest, echo
 
