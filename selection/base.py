@@ -10,13 +10,13 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+Array: TypeAlias = npt.NDArray[Any]
 Outputs = Sequence[Array]  # one array [rows, ...] per output of a model, in the order of its spec
 Kind = Literal["scores", "labels", "numeric"]  # what the first output holds: a score per class, a class, or numbers
 

@@ -23,6 +23,7 @@ from gpu_worker.devices.images import available_bytes, host_budget
 from mesh import wire
 from mesh.errors import PackageError
 from mesh.process import descriptors
+from mesh.process.compiled import PURE, Form, Why, form
 from mesh.process.repository import look
 from mesh.process.settings import Settings
 from mesh.versions import why_changed, why_container
@@ -42,6 +43,14 @@ SOFTWARE = (  # (grade if it is not installed, package, what needs it, extra tha
     ("note", "aiohttp", "HTTP needs", "http"),
     ("note", "onnxruntime", "models in ONNX need", "onnx"),
 )
+FORMS = {  # {why code runs interpreted: what is said of it}
+    Why.ASKED: f"{PURE} is set, or was when it was set up",
+    Why.NOT_BUILT: "it was never made: scripts/setup, or a wheel for this Python and machine, has it",
+    Why.NO_COMPILER: "there was no C compiler, or no headers of Python: install them (Debian: gcc, python3-dev) and "
+    "run scripts/setup, or pip install again",
+    Why.FAILED: "compiling failed: run scripts/setup, which says why",
+    Why.STALE: "run scripts/setup",
+}
 Finding = tuple[str, str, str]  # (good | note | bad, subject, finding)
 
 
@@ -67,6 +76,18 @@ def _software() -> Iterator[Finding]:
             yield "good", package, importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             yield grade, package, f"is not installed; {what} it: pip install 'gearmesh[{extra}]'"
+    yield form_finding(form())
+
+
+def form_finding(found: Form) -> Finding:
+    """In which form the code runs here, and how the quicker one is had."""
+    if found.compiled:
+        return "good", "compiled code", "is used: it was made from these files"
+    told = FORMS[found.why]
+    if found.changed:
+        more = f" and {len(found.changed) - 1} more" if len(found.changed) > 1 else ""
+        told = f"{found.changed[0]}{more} changed since it was made: {told}"
+    return "note", "compiled code", f"is not used, which costs throughput: {told}"
 
 
 def _machine(settings: Settings) -> Iterator[Finding]:

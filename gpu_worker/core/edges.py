@@ -86,7 +86,7 @@ def best_edges(
         if best[-1] <= exact * (1.0 + LOSS):
             break
     edges, at = [], count
-    for before in reversed(steps):
+    for before in steps[::-1]:
         edges.append(places[at - 1])
         at = int(before[at - 1])
     return tuple(reversed(edges))

@@ -11,6 +11,7 @@ Source of the second factor: Shepard, "A two-dimensional interpolation function 
 
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from mesh.sizes import Extents
 
 Point = tuple[int, Extents]  # (batch, extents that EXEC computes)
-Floats = npt.NDArray[np.float64]
+Floats: TypeAlias = npt.NDArray[np.float64]
 SWEEPS = 200  # of the fit at most
 SETTLED = 1e-5  # share of the largest coefficient: no sweep that changes less is followed by another
 POWER = 4.0  # of distances: more than the dimensions of a point, so that far points lose

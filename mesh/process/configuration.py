@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from mesh.errors import SettingsError
 from mesh.printable import printable
+from mesh.process.compiled import PURE
 from mesh.process.settings import Settings, documentation
 from mesh.process.standby import STANDBY_FD
 
@@ -24,7 +25,7 @@ PREFIX = "GEARMESH_"
 READY_FD = "GEARMESH_READY_FD"  # for processes that `gearmesh up` starts; see readiness.py
 FOLDERS = {"model_repository", "data_dir", "keys_dir", "telemetry_dir"}  # relative ones: to the working folder
 CONFIG = "GEARMESH_CONFIG"
-NOT_SETTINGS = {CONFIG, "GEARMESH_PYTHON", READY_FD, STANDBY_FD}  # read elsewhere, before the settings are
+NOT_SETTINGS = {CONFIG, PURE, "GEARMESH_PYTHON", READY_FD, STANDBY_FD}  # read elsewhere, before the settings are
 
 
 def read_settings(

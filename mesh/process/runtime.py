@@ -18,12 +18,14 @@ from mesh.net.sockets import Hub
 from mesh.net.transport import Transport
 from mesh.printable import printable
 from mesh.process import descriptors, logs
+from mesh.process.compiled import Why, form
 from mesh.process.configuration import settings_or_exit
 from mesh.process.crashes import Guard
 from mesh.process.output import leave, take_over
 from mesh.process.settings import Settings
 
 STOP_S = 15.0  # time to stop after draining; a process that has failed is then ended by force
+CHANGED_SHOWN = 8  # files that a log line names
 log = structlog.get_logger("runtime")
 
 
@@ -121,7 +123,18 @@ def begin(settings: Settings, role: str) -> Guard:
     logs.set_up(settings, role, take_over())
     guard = Guard()
     guard.watch()
+    tell_form()
     return guard
+
+
+def tell_form() -> None:
+    """The log says in which form this process runs what can be compiled."""
+    found = form()
+    if found.why is Why.STALE:
+        shown = found.changed[:CHANGED_SHOWN]
+        log.warning("compiled_is_stale", changed=shown, files=len(found.changed), advice="run scripts/setup")
+    else:
+        log.info("code", form=found.name, why=found.why)
 
 
 def serve(role: str, make: Callable[[Runtime], list[Service]]) -> None:

@@ -23,8 +23,9 @@ FLOORS = {  # {top-level folder: floor}
 }
 PRODUCT = tuple(name for name, floor in FLOORS.items() if floor < FLOORS["scripts"])
 PURE = re.compile(
-    r"(broker|controller|frontend|gpu_worker)/core/|mesh/(?!net/|process/)|selection/(?!stores/)"
-)  # as the linter's rules in pyproject.toml say
+    r"(broker|controller|frontend|gpu_worker)/core/|mesh/(?!net/|process/|__init__)|selection/(?!stores/|__init__)"
+)  # as the linter's rules in pyproject.toml say; a package that is imported first sees to it that its compiled form is
+# found
 MAY_WAIT = frozenset(("asyncio", "logging", "os", "socket", "structlog", "subprocess", "threading", "time", "zmq"))
 
 

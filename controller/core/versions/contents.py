@@ -104,7 +104,7 @@ class VersionContents:
         for ref in self.terms:
             found = {stage.content for _, stage in self.stages(ref)} - {""}
             assert len(found) <= 1, (ref, found)
-            assert not found or self.terms[ref].content in ("", *found), ref
+            assert not found or self.terms[ref].content in {"", *found}, ref
         for ref, workers in self.held.items():
             assert workers
             assert not self.terms[ref].content, ref

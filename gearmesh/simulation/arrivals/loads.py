@@ -6,7 +6,7 @@ over the rate, the SLO or the number of devices keeps the popularity of the seed
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,8 @@ from gearmesh.simulation.fields import EmptyTrace, UnusableFile
 from gearmesh.simulation.parts import Scenario
 from mesh.wire.ranges import OPEN_MAX
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int32]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Ints: TypeAlias = npt.NDArray[np.int32]
 Arrivals = tuple[Floats, Ints]  # times and models, in any order
 CLIENTS_START_S = 0.01  # closed: the first requests are spread over this time
 

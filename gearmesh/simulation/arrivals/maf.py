@@ -12,6 +12,7 @@ assignment of rows to models: Clockwork (OSDI'20).
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,8 @@ import numpy.typing as npt
 from gearmesh.simulation.arrivals.periods import on_periods, place_on
 from gearmesh.simulation.parts import Scenario
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int32]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Ints: TypeAlias = npt.NDArray[np.int32]
 
 TRIGGERS = ("http", "queue", "event", "timer", "orchestration", "others")
 FUNCTION_MIX = np.array([0.55, 0.15, 0.02, 0.16, 0.07, 0.05])  # share of the functions, by trigger

@@ -1,11 +1,12 @@
 """On/off processes for many sources at once: when each is on, and Poisson arrivals while on. Seeded; pure."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+Floats: TypeAlias = npt.NDArray[np.float64]
 Draw = Callable[[Floats], Floats]  # means -> lengths, of the same shape
 
 

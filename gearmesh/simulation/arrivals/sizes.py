@@ -6,14 +6,14 @@ What a law draws beyond its least and greatest extent is taken to be these.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from mesh import wire
 
-Sizes = npt.NDArray[np.int32]  # [requests, dimensions]
+Sizes: TypeAlias = npt.NDArray[np.int32]  # [requests, dimensions]
 
 
 class SizeLaw(Protocol):

@@ -25,6 +25,7 @@ Source: docs/design/bounds.md.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,7 @@ from gearmesh.simulation.bounds.packing import Packing
 from gearmesh.simulation.bounds.sharing import NS, Requests, costs, range_extreme, requests_of
 from gearmesh.simulation.parts import Scenario
 
-Floats = npt.NDArray[np.float64]
+Floats: TypeAlias = npt.NDArray[np.float64]
 SLOTS_MAX = 6000
 SLOTS_PER_SPAN = 16  # for the shorter spans
 GROWTH = 1.25  # factor from slot to slot after the last arrival, when only deadlines are left

@@ -9,12 +9,14 @@ that time left. The limit by instants is that of `sharing`, with these rows alon
 Source: our own; bound B2 of study Q (docs/design/README.md, "Studies") counts companions by overlap, not by instants.
 """
 
+from typing import TypeAlias
+
 import numpy as np
 import numpy.typing as npt
 
 from gearmesh.simulation.bounds.sharing import ENDLESS_NS, NS, Longs, Requests, costs, in_one_batch
 
-Floats = npt.NDArray[np.float64]
+Floats: TypeAlias = npt.NDArray[np.float64]
 LEVELS_MAX = 24  # of one model; more of them make the bound tighter, and take as many times as long
 LEVEL_STEP = 1.1  # a level ends where a row costs so much more than at its beginning, in the best batch
 

@@ -13,6 +13,8 @@ everything. So no scheduler can do better, as no LOAD is quicker than the profil
 Source: docs/design/bounds.md#load-bound.
 """
 
+from typing import TypeAlias
+
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linprog
@@ -21,8 +23,8 @@ from scipy.sparse import coo_array
 from gearmesh.simulation.bounds.sharing import NS, Requests
 from gearmesh.simulation.parts import Scenario
 
-Floats = npt.NDArray[np.float64]
-Longs = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Longs: TypeAlias = npt.NDArray[np.int64]
 SLOTS = 200
 
 

@@ -1,7 +1,7 @@
 """What a model's requests can earn at given prices: parts of the bound in `packing`, which explains them. Pure."""
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from gearmesh.simulation.bounds.pricing import PricedTime
 from gearmesh.simulation.bounds.sharing import Bools, Longs, Requests, range_extreme
 
-Floats = npt.NDArray[np.float64]
+Floats: TypeAlias = npt.NDArray[np.float64]
 
 
 class Places(Protocol):

@@ -14,14 +14,15 @@ Source: the program, docs/design/bounds.md#interval-bound; the tree, as in segme
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linprog
 from scipy.sparse import coo_array, csr_array
 
-Floats = npt.NDArray[np.float64]
-Longs = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Longs: TypeAlias = npt.NDArray[np.int64]
 COST_STEP = 1.02  # costs are rounded down to powers of this; prices stay good, and the bound is made with true costs
 
 

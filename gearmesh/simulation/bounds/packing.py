@@ -33,6 +33,7 @@ Source: our own, see docs/design/bounds.md. Subgradient steps after Polyak, "Min
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +42,7 @@ from gearmesh.simulation.bounds.nesting import cheapest_share, nested_rewards, w
 from gearmesh.simulation.bounds.pricing import PricedTime, usage
 from gearmesh.simulation.bounds.sharing import Bools, Longs, Requests, in_one_batch, most_waiting
 
-Floats = npt.NDArray[np.float64]
+Floats: TypeAlias = npt.NDArray[np.float64]
 CELLS_MAX = 40_000_000  # requests x batch sizes; above it, requests are priced one by one
 GOAL = 0.02  # a step aims at the best bound so far less this share
 PATIENCE, CALMER = 3, 0.6  # after so many steps without gain, the aim is multiplied by this factor

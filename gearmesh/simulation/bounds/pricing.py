@@ -5,13 +5,14 @@ span is at an end of the span, or where the batch begins or ends on an edge of t
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from gearmesh.simulation.bounds.sharing import range_extreme
 
-Floats = npt.NDArray[np.float64]
+Floats: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

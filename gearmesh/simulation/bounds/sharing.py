@@ -14,7 +14,7 @@ take if all of its rows were of the kind of any one member. With one open dimens
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,9 @@ from gearmesh.simulation.parts import Scenario
 from gpu_worker.core.emulation import fits
 from mesh.sizes import Extents
 
-Floats = npt.NDArray[np.float64]
-Longs = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Longs: TypeAlias = npt.NDArray[np.int64]
+Bools: TypeAlias = npt.NDArray[np.bool_]
 NS = 1e9
 
 

@@ -1,0 +1,380 @@
+"""Compiles the cores, the simulator's inner loops and the hot shells with mypyc, and what is written in C.
+
+`scripts/setup` runs it for a checkout, `setup.py` for a wheel. The result is a set, as `mesh/process/compiled.py`
+describes it. A checkout's lies in `.venv/share/gearmesh/compiled/`, in a folder named by the digest of all that it was
+made from, so checkouts that share a `.venv` share equal sets, and nothing is done twice.
+
+    python -m scripts.compiling              # compiles what has changed; tells, and exits with 0, if it cannot
+    python -m scripts.compiling --insist     # exits with 1 if it cannot
+
+mypy reads the sources without the libraries that they use, whose types are then unknown: what comes out depends on
+nothing but the sources, mypy and Python.
+"""
+
+import argparse
+import ast
+import contextlib
+import fcntl
+import hashlib
+import io
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # of this checkout, and before all others
+
+from mesh.process import compiled  # noqa: E402
+from mesh.process.compiled import LIBRARY, MANIFEST, PURE, STORE, SUFFIX, Manifest, Why  # noqa: E402
+
+COMPILED = (  # patterns of what is compiled, but for INTERPRETED and modules that define messages
+    "broker/core/**/*.py",
+    "controller/core/**/*.py",
+    "controller/service.py",
+    "frontend/core/**/*.py",
+    "frontend/*.py",
+    "gearmesh/simulation/*.py",
+    "gpu_worker/core/**/*.py",
+    "gpu_worker/answering.py",
+    "gpu_worker/service.py",
+    "mesh/*.py",
+    "mesh/net/*.py",
+    "selection/*.py",
+)
+INTERPRETED = {  # {file that stays as it is: why}
+    "frontend/awake.py": "asks the kernel",
+    "frontend/keeper.py": "a thread that waits for a database",
+    "frontend/main.py": "begins",
+    "gearmesh/simulation/plots.py": "draws",
+    "gearmesh/simulation/study.py": "scipy does the work",
+    "mesh/codes.py": "clients import it",
+    "mesh/errors.py": "clients import it",
+    "mesh/printable.py": "mypyc takes no surrogates in literals",
+    "mesh/strings.py": "clients import it",
+}
+EXTENSIONS = {"mesh.net._drain": ["mesh/net/_drain.c"]}  # {module: its sources in C}; built where they are
+FLAGS = ("-O2", "-g0", "-w")  # and those of the variable CFLAGS, which come last
+SETS_MAX = 12  # that are kept in one store; the oldest go
+OBJECTS_MAX = 1000  # likewise
+MYPY = """
+[mypy]
+python_version = {}.{}
+no_site_packages = True
+ignore_missing_imports = True
+follow_imports = silent
+disable_error_code = var-annotated
+"""  # an unknown library gives no type from which one could be inferred; scripts/check checks types with all of them
+
+
+class CannotCompile(Exception):
+    """No set could be made: `why`, and what was found."""
+
+    def __init__(self, why: Why, found: str) -> None:
+        super().__init__(why, found)
+        self.why, self.found = why, found
+
+    def __str__(self) -> str:
+        return self.found
+
+
+def modules(root: Path) -> dict[str, str]:
+    """{name: file} of the modules that are compiled, sorted."""
+    files = {file.relative_to(root).as_posix() for pattern in COMPILED for file in root.glob(pattern)}
+    files = {file for file in files if not file.endswith(("__init__.py", "__main__.py"))} - INTERPRETED.keys()
+    return {name_of(file): file for file in sorted(files) if not _defines_messages(root / file)}
+
+
+def extensions(root: Path) -> dict[str, list[str]]:
+    """{name: files in C} of the modules that are written in C."""
+    return {name: files for name, files in EXTENSIONS.items() if all((root / file).exists() for file in files)}
+
+
+def name_of(file: str) -> str:
+    """The module's name."""
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def _defines_messages(file: Path) -> bool:
+    """Whether a class in it is one of msgspec's, which makes its own methods."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ClassDef) and any("Struct" in ast.unparse(base) for base in node.bases):
+            return True
+    return False
+
+
+def sources(root: Path, names: Iterable[str]) -> list[str]:
+    """The files of these modules and of all of ours that they import, at whatever place, sorted."""
+    found: set[str] = set()
+    seen: set[str] = set()
+    left = list(names)
+    while left:
+        name = left.pop()
+        if name in seen or name.partition(".")[0] not in compiled.PACKAGES:
+            continue
+        seen.add(name)
+        place = _file(root, name)
+        for file in (place, place.with_suffix(".pyi")):
+            if file.exists():
+                found.add(file.relative_to(root).as_posix())
+                left += _imported(ast.parse(file.read_text()), file.relative_to(root).parts[:-1])
+    for name in seen:  # a package around one of them is imported first; what it imports has no part in their types
+        while name := name.rpartition(".")[0]:
+            found |= {file.relative_to(root).as_posix() for file in [_file(root, name)] if file.exists()}
+    return sorted(found)
+
+
+def _file(root: Path, name: str) -> Path:
+    place = root / name.replace(".", "/")
+    package = place / "__init__.py"
+    return package if package.exists() else place.with_suffix(".py")
+
+
+def _imported(tree: ast.AST, folders: Sequence[str]) -> Iterator[str]:
+    """Names that may be modules: of `from a import b`, a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = folders[: len(folders) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *filter(None, [node.module])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def manifest_of(root: Path) -> Manifest:
+    """What is compiled of the sources at `root`, and from what."""
+    found = modules(root)
+    written = extensions(root)
+    needed = [*sources(root, found), *(file for files in written.values() for file in files)]
+    return Manifest(
+        SUFFIX,
+        {file: compiled.hash_of((root / file).read_bytes()) for file in needed},
+        found,
+        {name: name.rpartition(".")[2] + SUFFIX for name in written},
+    )
+
+
+def digest(root: Path, manifest: Manifest) -> str:
+    """Names the set: of all sources, of what compiles them, and for whom."""
+    told = hashlib.sha256(manifest.write().encode())
+    told.update(Path(__file__).read_bytes())
+    told.update(repr((sys.version, _version("mypy"), os.environ.get("CC"), os.environ.get("CFLAGS"))).encode())
+    for file in manifest.sources:
+        told.update((root / file).read_bytes())
+    return told.hexdigest()[:24]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def c_compiler() -> list[str]:
+    """The command that compiles C. Raises: CannotCompile."""
+    command = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    found = next((name for name in (command[0], "cc", "gcc", "clang") if shutil.which(name)), None)
+    if found is None:
+        raise CannotCompile(Why.NO_COMPILER, f"there is no C compiler: {command[0]} is not installed")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        raise CannotCompile(Why.NO_COMPILER, f"Python's headers are not installed: there is no {header}")
+    return [found, *command[1:]] if found == command[0] else [found]
+
+
+def build(root: Path, target: Path, manifest: Manifest | None = None, kept: Path | None = None) -> None:
+    """Compiles the sources at `root` into the folder `target`, which is there afterwards, or not at all.
+
+    `kept`: a folder of object files, from which those are taken whose C has not changed. Raises: CannotCompile.
+    """
+    manifest = manifest or manifest_of(root)
+    command = c_compiler()
+    if not _version("mypy"):
+        raise CannotCompile(Why.FAILED, "mypy is not installed: pip install 'gearmesh[dev]'")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as scratch:
+        translated, made = Path(scratch, "c"), Path(scratch, "set")
+        made.mkdir()
+        files = _translate(root, translated, manifest.modules)
+        if edited := compiled.changed(manifest, str(root)):
+            raise CannotCompile(Why.FAILED, f"files were edited meanwhile: {', '.join(edited)}")
+        entries = translated / "entries.c"
+        entries.write_text(_entries(manifest.modules))
+        objects_of = Objects(command, _include_paths(translated), kept or translated)
+        written = [root / file for name in manifest.extensions for file in EXTENSIONS[name]]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            objects = list(pool.map(objects_of.made, [*files, entries, *written]))
+        ours = len(files) + 1
+        _link(command, objects[:ours], made / f"{LIBRARY}{SUFFIX}")
+        rest = iter(objects[ours:])
+        for name, file in manifest.extensions.items():
+            _link(command, [next(rest) for _ in EXTENSIONS[name]], made / file)
+        (made / MANIFEST).write_text(manifest.write())
+        with contextlib.suppress(OSError):  # somebody else was quicker: theirs is equal
+            made.rename(target)
+
+
+def _translate(root: Path, target: Path, found: dict[str, str]) -> list[Path]:
+    """The modules in C, and mypyc's own library, in the folder `target`. Raises: CannotCompile."""
+    from mypyc import build as mypyc  # here: it takes a second
+    from mypyc.common import RUNTIME_C_FILES
+    from mypyc.options import CompilerOptions
+
+    target.mkdir(parents=True)
+    settings = target / "mypy.ini"
+    settings.write_text(MYPY.format(*sys.version_info))
+    told = io.StringIO()
+    options = CompilerOptions(multi_file=True, target_dir=str(target), group_name=LIBRARY.removesuffix("__mypyc"))
+    try:
+        with contextlib.chdir(root), contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+            _, groups, needed = mypyc.mypyc_build([f"--config-file={settings}", *found.values()], options)
+    except SystemExit as error:
+        lines = [line for line in told.getvalue().splitlines() if not line.startswith("Compiling ")]
+        raise CannotCompile(Why.FAILED, "\n".join(["mypyc cannot compile it:", *lines[-30:]])) from error
+    library = Path(mypyc.include_dir())
+    names = [*RUNTIME_C_FILES, *(dependency.path for dependency in needed)]
+    ((files, _),) = groups
+    return [*map(Path, files), *(library / name for name in names if name.endswith(".c"))]
+
+
+def _include_paths(translated: Path) -> list[str]:
+    from mypyc import build as mypyc
+
+    library = Path(mypyc.include_dir())
+    return [str(translated), str(library), *(str(folder) for folder in library.iterdir() if folder.is_dir())]
+
+
+def _entries(found: Iterable[str]) -> str:
+    """C: for each module a function that Python's loader of extensions can call."""
+    lines = ["#include <Python.h>"]
+    for name in found:
+        init = f"CPyInit_{name.replace('.', '___')}"
+        lines += [
+            f"extern PyObject *{init}(void);",
+            f"PyMODINIT_FUNC PyInit_{compiled.entry(name)}(void) {{ return {init}(); }}",
+        ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+class Objects:
+    """Compiles C, each file once: its object is kept under the digest of all that it was made from."""
+
+    def __init__(self, command: list[str], include: list[str], kept: Path) -> None:
+        folders = [*include, sysconfig.get_path("include"), sysconfig.get_path("platinclude")]
+        ours = shlex.split(os.environ.get("CFLAGS", ""))
+        flags = [*shlex.split(sysconfig.get_config_var("CCSHARED") or "-fPIC"), "-fwrapv", "-DNDEBUG", *FLAGS, *ours]
+        self._command, self._include, self._kept = [*command, *flags], [f"-I{folder}" for folder in folders], kept
+        kept.mkdir(parents=True, exist_ok=True)
+        told = subprocess.run([*command, "--version"], capture_output=True, check=False).stdout
+        self._digest = hashlib.sha256(repr((self._command, told, sys.version, _version("mypy"))).encode())
+        for header in sorted(Path(include[0]).glob("*.h")):
+            self._digest.update(header.read_bytes())
+
+    def made(self, source: Path) -> Path:
+        """The object file. Raises: CannotCompile."""
+        told = self._digest.copy()
+        told.update(source.name.encode() + source.read_bytes())
+        made = self._kept / f"{told.hexdigest()[:32]}.o"
+        if made.exists():
+            made.touch()
+            return made
+        scratch = made.with_suffix(f".{os.getpid()}.o")
+        _run([*self._command, *self._include, "-c", str(source), "-o", str(scratch)])
+        return scratch.replace(made)
+
+
+def _link(command: list[str], objects: Iterable[Path], target: Path) -> None:
+    shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+    _run([*command, *shared, *map(str, objects), "-o", str(target)])
+
+
+def _run(command: Sequence[str]) -> None:
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise CannotCompile(Why.FAILED, f"{shlex.join(command)}\n{ended.stderr[-3000:]}")
+
+
+def asked_for_pure() -> bool:
+    """Whether nothing is to be compiled."""
+    return os.environ.get(PURE, "0") not in ("", "0")
+
+
+def set_up(root: Path = ROOT, store: Path = Path(STORE)) -> Path | None:
+    """The checkout at `root` uses a set made from its sources, which is returned, or is noted to have none, and why.
+
+    Raises: CannotCompile, after it is noted.
+    """
+    store.mkdir(parents=True, exist_ok=True)
+    if asked_for_pure():
+        _note(root, store, Why.ASKED)
+        return None
+    manifest = manifest_of(root)
+    target = store / digest(root, manifest)
+    try:
+        with _alone(store / f".{target.name}.lock"):
+            if not (target / MANIFEST).exists():
+                print(f"compiling {len(manifest.modules)} modules (minutes)", flush=True)
+                began = time.monotonic()
+                build(root, target, manifest, store / "objects")
+                print(f"compiled in {time.monotonic() - began:.0f} s", flush=True)
+    except CannotCompile as error:
+        _note(root, store, error.why)
+        raise
+    target.touch()  # in use: not the oldest
+    _note(root, store, target.name)
+    _tidy(store)
+    return target
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Nobody else does the same meanwhile."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _note(root: Path, store: Path, told: str) -> None:
+    """Whoever starts from now on reads it; whole."""
+    file = Path(compiled.pointer(str(root), str(store)))
+    scratch = file.with_suffix(f".{os.getpid()}")
+    scratch.write_text(f"{told}\n")
+    scratch.replace(file)
+
+
+def _tidy(store: Path) -> None:
+    """The oldest sets that no checkout uses are gone, and the oldest objects."""
+    used = {file.read_text().strip() for file in store.glob("of-*")}
+    sets = sorted((found.parent for found in store.glob(f"*/{MANIFEST}")), key=lambda folder: folder.stat().st_mtime)
+    for folder in [found for found in sets if found.name not in used][: max(0, len(sets) - SETS_MAX)]:
+        shutil.rmtree(folder, ignore_errors=True)
+        (store / f".{folder.name}.lock").unlink(missing_ok=True)
+    objects = sorted(store.glob("objects/*.o"), key=lambda file: file.stat().st_mtime)
+    for file in objects[:-OBJECTS_MAX]:
+        file.unlink(missing_ok=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--insist", action="store_true", help="fail if it cannot be compiled")
+    insist = parser.parse_args().insist
+    try:
+        made = set_up()
+    except CannotCompile as error:
+        print(f"warning: not compiled, all runs interpreted: {error}", file=sys.stderr)
+        raise SystemExit(1 if insist else 0) from error
+    if made is None and insist:
+        raise SystemExit(f"nothing was compiled: {PURE} is set")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Puts the compiled set into a wheel, where a C compiler is. All else about the build is in pyproject.toml.
+
+GEARMESH_PURE=1 makes a wheel without it, for any machine; with GEARMESH_PURE=0 the build fails if it cannot be made.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
+from setuptools.dist import Distribution
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))
+
+from mesh.process.compiled import PURE  # noqa: E402
+from scripts.compiling import CannotCompile, asked_for_pure, build  # noqa: E402
+
+
+class Gearmesh(Distribution):
+    """Holds binaries as soon as they were made."""
+
+    holds_binaries = False
+
+    def has_ext_modules(self) -> bool:
+        return self.holds_binaries
+
+
+class BuildPy(build_py):
+    """The packages' files, and then the set: made from the copies that go into the wheel."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode or asked_for_pure():
+            return
+        try:
+            build(ROOT, Path(self.build_lib).resolve() / "mesh" / "compiled")
+        except CannotCompile as error:
+            if os.environ.get(PURE) == "0":
+                raise
+            self.warn(f"not compiled, all will run interpreted: {error}")
+        else:
+            self.distribution.holds_binaries = True
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        made = Path(self.build_lib, "mesh", "compiled").glob("*") if self.distribution.holds_binaries else ()
+        return [*super().get_outputs(include_bytecode), *map(str, made)]
+
+
+class BdistWheel(bdist_wheel):
+    """Named for one Python and one kind of machine if it holds binaries, and for all otherwise."""
+
+    @property
+    def root_is_pure(self) -> bool:
+        return not self.distribution.has_ext_modules()
+
+    @root_is_pure.setter
+    def root_is_pure(self, value: bool | None) -> None:
+        """It is known only when the files were built."""
+
+
+setup(distclass=Gearmesh, cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel})
