@@ -61,7 +61,14 @@ def probe(module: str, arguments: list[str]) -> None:
     zmq.Socket.send, zmq.Socket.recv = send, recv  # type: ignore[method-assign]
     stamp_channels(stamps)
     file = Path(os.environ["GEARMESH_DATA_DIR"]) / f"hops-{module}.json"
+    plain_exit = os._exit
+
+    def leave(code: int) -> None:
+        file.write_text(json.dumps(stamps))
+        plain_exit(code)
+
     atexit.register(lambda: file.write_text(json.dumps(stamps)))
+    os._exit = leave  # type: ignore[assignment]  # a worker ends so, and without atexit
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
