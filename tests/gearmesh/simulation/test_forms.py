@@ -13,7 +13,7 @@ from scripts import ROOT
 
 PROGRAM = """
 import json, sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from gearmesh.simulation.scenario import find_scenario, read_scenario
 from gearmesh.simulation.study import play
 from mesh.process.compiled import form
@@ -23,8 +23,8 @@ for name, seconds, policy in json.loads(sys.argv[1]):
     scenario = read_scenario(find_scenario(name))
     scenario = replace(scenario, load=replace(scenario.load, seconds=min(scenario.load.seconds, seconds)))
     outcome, trace = play(scenario, policy, 1)
-    told.append([repr(outcome.record(policy, 1, scenario.devices.count, seconds)), repr(outcome.status), repr(outcome.latency_s),
-                 repr(outcome.batch), repr((outcome.busy_s, outcome.load_s, outcome.asked, outcome.computed))])
+    record = outcome.record(policy, 1, scenario.devices.count, seconds)
+    told.append(repr([record, *(getattr(outcome, field.name) for field in fields(outcome))]))
 print(json.dumps([form().name, told]))
 """
 RUNS = [
