@@ -21,7 +21,7 @@ from broker.keeping import CatalogueKeeper
 from broker.store import CatalogueStore
 from mesh import wire
 from mesh.codes import LinkLoss, ReplyCode
-from mesh.net.links import Port
+from mesh.net.ports import Port
 from mesh.net.transport import Mail
 from mesh.process.ids import host_id
 from mesh.process.repository import look, scan_repository

@@ -11,7 +11,7 @@ from controller.journal import Journal, check_folder
 from mesh import wire
 from mesh.errors import SettingsError
 from mesh.facts import JournalState
-from mesh.net.links import Port
+from mesh.net.ports import Port
 from mesh.net.transport import Mail
 from mesh.process import logs
 from mesh.process.settings import Settings

@@ -2,8 +2,7 @@
 
 import os
 import time
-from collections.abc import Container, Iterator
-from itertools import islice
+from collections.abc import Container
 from typing import assert_never
 
 import msgspec
@@ -21,7 +20,7 @@ from mesh import wire
 from mesh.addresses import address_fault
 from mesh.codes import ActionCode, AnswerStatus, ErrorCode, LinkLoss, ReplyCode, RequestOutcome
 from mesh.folding import Folding
-from mesh.net.links import Port
+from mesh.net.ports import Port
 from mesh.net.registrar import Registrar
 from mesh.net.transport import Mail
 from mesh.process.ids import host_id, member_id
@@ -29,7 +28,6 @@ from mesh.process.runtime import Runtime
 from mesh.process.timers import Alarm
 from mesh.roles import Role, role_of
 from mesh.salvage import RefusedMessage
-from mesh.wire import Buffer
 
 OK = ActionCode.OK  # for what runs for every action
 SUBMIT = "submit"  # tag of the message
@@ -123,20 +121,18 @@ class ControllerService:
             return
         if mail.age_s > LAG_TOLD_S or peer in self._lagging:
             self._tell_lag(peer, mail.age_s)
-        frames = iter(mail.frames)
         for message in mail.messages:
-            self._handle(message, frames, mail)
+            self._handle(message, mail)
         for unread in mail.unread:
             self._refuse_unread(peer, unread)
 
-    def _handle(self, message: wire.ToController, frames: Iterator[Buffer], mail: Mail[wire.ToController]) -> None:
-        """One message goes where it belongs. `frames`: what the mail's messages have not taken yet."""
+    def _handle(self, message: wire.ToController, mail: Mail[wire.ToController]) -> None:
+        """One message goes where it belongs."""
         scheduler, peer, now = self.scheduler, mail.peer, mail.now
         match message:
             case wire.Submit():
-                tensors = message.inline or list(islice(frames, message.frames))
                 if peer in self._frontends:
-                    self._order(scheduler.submit(message, peer, tensors, age_s=mail.age_s, now=now))
+                    self._order(scheduler.submit(message, peer, age_s=mail.age_s, now=now))
             case wire.ActionResult():
                 self._log_result(peer, message)
                 self._order(scheduler.result(peer, message, now=now))
@@ -210,7 +206,7 @@ class ControllerService:
             return
         self._frontends[peer] = hello.results
         self._tell_frontends()  # ahead of any INFER that names it
-        self._order(self.scheduler.frontend_joined(peer))
+        self._order(self.scheduler.frontend_joined(peer, hello.host))
         log.info("frontend_joined", frontend=peer)
 
     def _tell_frontends(self) -> None:
@@ -290,7 +286,7 @@ class ControllerService:
         for order in orders:
             match order:
                 case ToWorker():
-                    self._port.send(order.worker, order.message, order.frames)
+                    self._port.send(order.worker, order.message)
                 case ToFrontend():
                     self._port.send(order.frontend, order.message)
                 case ToBroker():

@@ -8,7 +8,6 @@ import structlog
 
 from frontend.controllers import Controllers
 from frontend.core.applications.messages import Failure, ModelAnswered, ModelFailed
-from frontend.core.checks import Checked
 from frontend.core.evaluations import Evaluations
 from frontend.core.open_calls import Call, CallPart, Completed
 from frontend.core.outcomes import Outcomes
@@ -16,12 +15,16 @@ from frontend.core.output_rules import OutputFault, Shapes
 from frontend.core.starting import StartingContainers
 from frontend.core.targets import Targets
 from frontend.core.window import Window
+from frontend.inputs import LargeInputs
 from frontend.replies import Replies
 from frontend.results import ResultsPort
 from mesh import wire
 from mesh.codes import ActionCode, AnswerStatus, ErrorCode, RequestOutcome
 from mesh.process.runtime import Runtime
+from mesh.process.segments import SegmentWriter
+from mesh.wire import Buffer
 
+TRIM_S = 5.0  # between two times that shared memory is looked at which may not be in use any more
 TOO_LARGE = frozenset({ActionCode.BAD_BATCH})  # fewer rows of these extents fit together
 log = structlog.get_logger("frontend")
 
@@ -52,9 +55,12 @@ class ModelCalls:
         self._replies = replies
         self._outcomes = outcomes
         self._tell_applications = tell_applications
+        self._trim_s = 0.0  # when it is looked at again
         self.window = Window(self._requests.in_flight_max)
+        me = hello()
+        self.inputs = LargeInputs(SegmentWriter(runtime.settings.shared_mb << 20), me.host)
         self.results = ResultsPort(
-            runtime.transport, hello().member, self._requests, self._answer_ok, self._outputs_malformed
+            runtime.transport, me.member, self._requests, self._answer_ok, self._outputs_malformed
         )
         self.controllers = Controllers(
             runtime.transport,
@@ -71,16 +77,27 @@ class ModelCalls:
         for call in self._evaluations.close_all():
             self._answer_error(call, AnswerStatus.FAILED, ErrorCode.STOPPING, "the frontend is being stopped", None)
         self.controllers.stop()
+        self.inputs.free(self._requests.released)
+
+    def close(self) -> None:
+        """Nobody is heard any more, and shared memory is given up."""
+        self.results.close()
+        self.inputs.close()
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
-    def enter(self, call: Call, checked: Checked, use_cache: bool) -> None:
+    def enter(self, call: Call, tensors: Sequence[Buffer], use_cache: bool) -> None:
         """Answers the call from the cache, lets it wait for an identical one, or submits it."""
         self.window.opened(call.deadline_s - call.received_s)
-        entered = self._evaluations.enter(call, checked.tensors, use_cache and call.spec.cacheable)
-        if entered.outputs is not None:
-            self._answer_call(call, entered.outputs, time.monotonic(), cached=True, shapes=entered.shapes)
-        for part in entered.parts:
+        parts: Sequence[CallPart]
+        if use_cache and call.spec.cacheable and self._evaluations.cache.on:
+            entered = self._evaluations.enter(call, tensors)
+            if entered.outputs is not None:
+                self._answer_call(call, entered.outputs, time.monotonic(), None, True, entered.shapes)
+            parts = entered.parts
+        else:
+            parts = self._requests.open(call, tensors)
+        for part in parts:
             self._submit(part, time.monotonic())
 
     def _submit(self, part: CallPart, now: float) -> None:
@@ -90,7 +107,8 @@ class ModelCalls:
         owner = self.controllers.owner(model)
         if owner is None:
             return
-        large = sum(map(len, part.tensors)) > wire.INLINE_BYTES_MAX
+        tensors = part.tensors
+        large = (len(tensors[0]) if len(tensors) == 1 else sum(map(len, tensors))) > wire.INLINE_BYTES_MAX
         message = wire.Submit(
             request=part.number,
             attempt=self._requests.submitted(part, owner),
@@ -99,13 +117,26 @@ class ModelCalls:
             budget_s=call.deadline_s - now,
             weight=call.weight,
             inline=() if large else tuple(part.tensors),  # type: ignore[arg-type]  # bytes will do as well
-            frames=len(part.tensors) if large else 0,
             client=call.asker,
             asked_id=str(call.asked_id or call.id)[: wire.ASKED_ID_MAX] if call.ask is None else "",
             call=0 if part.number == call.first else call.first or 0,
             extents=call.extents,
+            kept=self._keep(part) if large else None,
         )
-        self.controllers.submit(model, message, part.tensors if large else ())
+        self.controllers.submit(model, message)
+
+    def _keep(self, part: CallPart) -> wire.Kept:
+        self.inputs.free(self._requests.released)  # there may be no room without that
+        return self.inputs.keep(part)
+
+    def turn(self, now: float) -> None:
+        """At the end of each turn: memory is given back."""
+        if self._requests.released:
+            self.inputs.free(self._requests.released)
+        if now >= self._trim_s:
+            self._trim_s = now + TRIM_S
+            self.inputs.trim()
+            self.results.forget_gone()
 
     def _submit_waiting(self) -> None:
         now = time.monotonic()
@@ -191,25 +222,25 @@ class ModelCalls:
             call.malformed = str(fault)
             self._outputs_malformed(call, completed.device)
             return
-        current = self._targets.current(call.ref, call.spec)
-        for waited in self._evaluations.succeeded(completed, outputs, current, shapes):
-            self._answer_call(waited, outputs, now, completed, shapes=shapes)
-        self._answer_call(call, outputs, now, completed, shapes=shapes)
+        if call.flight is not None:
+            current = self._targets.current(call.ref, call.spec)
+            for waited in self._evaluations.succeeded(completed, outputs, current, shapes):
+                self._answer_call(waited, outputs, now, completed, False, shapes)
+        self._answer_call(call, outputs, now, completed, False, shapes)
 
     def _answer_call(
         self,
         call: Call,
         outputs: Sequence[Any],
         now: float,
-        completed: Completed | None = None,
-        *,
-        cached: bool = False,
-        shapes: Shapes = (),
+        completed: Completed | None,
+        cached: bool,
+        shapes: Shapes,
     ) -> None:
         if call.ask is not None:
             self._outcomes.served(call, now, cached=cached, cold=completed is not None and completed.cold)
             self._tell_applications(ModelAnswered(call.ask, outputs, cached))
-        elif not self._replies.outputs(call, outputs, completed, cached=cached, shapes=shapes):
+        elif not self._replies.outputs(call, outputs, completed, cached, shapes):
             self._amend(call, RequestOutcome.LATE)
 
     def _answer_error(

@@ -6,10 +6,10 @@ from frontend.applications import ApplicationsShell
 from frontend.calls import ModelCalls
 from frontend.core import protocol
 from frontend.core.applications.messages import ClientGone, QuestionCancelled
+from frontend.core.connections import ClientId
 from frontend.core.early import EarlyRequests
 from frontend.core.evaluations import Evaluations
 from frontend.replies import Replies
-from frontend.transport import ClientId
 from mesh.codes import AnswerStatus, ErrorCode, RequestOutcome
 
 FAILED, CANCELLED = AnswerStatus.FAILED, ErrorCode.CANCELLED

@@ -1,7 +1,7 @@
 """The frontend's links to controllers: which controller owns which model, what it serves, and what follows its loss."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
@@ -15,7 +15,6 @@ from mesh.doubling import Doubling
 from mesh.losses import Losses
 from mesh.net.links import KEY_AGAIN_S, KEY_LOSSES, Link
 from mesh.net.transport import Mail, Transport
-from mesh.wire import Buffer
 
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToFrontend])
 REOPEN_S, REOPEN_S_MAX = 0.05, 0.5  # pause before a lost link is opened again: the first, and the longest
@@ -102,9 +101,9 @@ class Controllers:
                 known.link.close()
                 self._link_lost(peer, LinkLoss.GONE)
 
-    def submit(self, model: str, message: wire.Submit, frames: Sequence[Buffer]) -> None:
+    def submit(self, model: str, message: wire.Submit) -> None:
         """Sends `message` to the controller that `owner` returns."""
-        self._known[self._owners[model]].link.send(message, frames)
+        self._known[self._owners[model]].link.send(message)
 
     def owner(self, model: str) -> str | None:
         """The id of the model's controller if there is a link to it; else None."""

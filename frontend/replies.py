@@ -12,13 +12,14 @@ import msgspec
 import numpy as np
 import structlog
 
-from frontend.core.answers import error_answer, ok_answer
+from frontend.core.answers import encoded_ok, error_answer
 from frontend.core.applications.messages import SendAnswer
+from frontend.core.connections import ClientId
 from frontend.core.open_calls import Call, Completed
 from frontend.core.outcomes import Outcomes
 from frontend.core.output_rules import Shapes
 from frontend.core.protocol import AnswerTensor, Brief, InferRequest, Request, RequestRefused, busy_answer
-from frontend.transport import ClientId, ClientPort
+from frontend.outbox import Outbox
 from mesh.codes import AnswerStatus, ErrorCode
 
 OK = AnswerStatus.OK  # for what runs for every request
@@ -32,12 +33,12 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Replies:
-    """Answers to clients, by way of their port. All that ends a request is told here, also where nobody is answered.
+    """Answers to clients, by way of the outbox. All that ends a request is told here, also where nobody is answered.
 
     `gone`: the client is, so the answer is counted, and not sent.
     """
 
-    def __init__(self, clients: ClientPort, outcomes: Outcomes) -> None:
+    def __init__(self, clients: Outbox, outcomes: Outcomes) -> None:
         self._clients = clients
         self._outcomes = outcomes
         self.answers: dict[str, int] = {}  # {status: answers so far}
@@ -49,10 +50,9 @@ class Replies:
         self,
         call: Call,
         outputs: Sequence[Any],
-        completed: Completed | None = None,
-        *,
-        cached: bool = False,
-        shapes: Shapes = (),
+        completed: Completed | None,
+        cached: bool,
+        shapes: Shapes,
     ) -> bool:
         """Answers a client's call of a model with these outputs, in the form of the request.
 
@@ -60,12 +60,13 @@ class Replies:
 
         Returns whether that was by its deadline.
         """
-        self._count(OK)
+        self.answers[OK] = self.answers.get(OK, 0) + 1
         now = time.monotonic()
         in_time = self._outcomes.served(call, now, cached=cached, cold=completed is not None and completed.cold)
-        answer = ok_answer(call, outputs, now, completed, cached=cached, shapes=shapes)
         client: Any = call.client
-        self._clients.answer(client, _encode(answer), outputs if call.framed else ())
+        self._clients.answer(
+            client, encoded_ok(call, outputs, now, completed, cached, shapes), outputs if call.framed else ()
+        )
         return in_time
 
     def error(

@@ -15,8 +15,9 @@ from mesh import wire
 from mesh.codes import LinkLoss
 from mesh.folding import Folding
 from mesh.losses import Losses
-from mesh.net.links import Port
+from mesh.net.ports import Port
 from mesh.net.transport import Mail, Transport
+from mesh.process.segments import SegmentReader
 from mesh.roles import PortKind
 from mesh.wire import Buffer
 
@@ -37,11 +38,15 @@ class ResultsPort:
         requests: RequestTable,
         completed: Callable[[Completed, float], None],
         malformed: Callable[[Call, str], None],
+        reader: SegmentReader | None = None,
     ) -> None:
+        """`reader`: of workers' memory; another one for tests."""
         self._transport = transport
         self._requests = requests
+        self._reader = reader or SegmentReader()
         self.for_nobody = 0  # outputs that came after their calls had ended: computed for nobody
         self.rows_for_nobody = 0  # rows of these
+        self.fetched = 0  # times that a worker was sent the inputs of a request
         self.taken = TakenOutputs(member)
         self.losses = Losses()  # links of workers that were lost
         self._completed = completed  # called with a call that has all its outputs, and the instant of their arrival
@@ -78,8 +83,13 @@ class ResultsPort:
         self.losses.keep_only(keep)
 
     def close(self) -> None:
-        """The port is closed."""
+        """The port is closed, and the memory of workers is forgotten."""
         self._port.close()
+        self._reader.close()
+
+    def forget_gone(self) -> None:
+        """The memory of workers that have ended is given back. To be called now and then."""
+        self._reader.sweep()
 
     def describe(self, workers: Iterable[str], now: float) -> list[dict[str, Any]]:
         """How the links of these workers, and of all that have one, are: for the answer to `status`."""
@@ -131,7 +141,7 @@ class ResultsPort:
                     self._outputs(mail.peer, message, frames, size, mail.now)
                     size = 0
                 case wire.Fetch():
-                    pass  # TODO(inputs): it is sent
+                    self._fetched(mail.peer, message)
                 case wire.Heartbeat():
                     pass
                 case wire.Goodbye():
@@ -142,13 +152,31 @@ class ResultsPort:
         if self.taken.due(mail.peer):
             self._port.send(mail.peer, self.taken.confirm(mail.peer))
 
+    def _fetched(self, worker: str, asked: wire.Fetch) -> None:
+        """The worker gets the inputs, or learns that their request has ended. Nothing is copied."""
+        tensors = self._requests.inputs(asked.request)
+        if tensors:
+            self.fetched += 1
+        self._port.send(
+            worker, wire.Fetched(request=asked.request, attempt=asked.attempt, frames=len(tensors)), tensors
+        )
+
     def _outputs(self, worker: str, message: wire.Outputs, frames: Iterator[Buffer], size: int, now: float) -> None:
+        kept = [answer.kept for answer in message.answers if answer.kept is not None]
+        if kept and not all(each.slot is not None and self._reader.can_open(each.slot.segment) for each in kept):
+            told = self.taken.unreadable(worker)
+            if told is not None:
+                log.warning("slots_unreadable", worker=worker)
+                self._port.send(worker, told)
+            self._skip(message, frames)
+            return
+        for each in kept:
+            size += sum(each.sizes)
         arrival = self.taken.arrived(worker, message, size)
         if arrival is Arrival.TAKE:
             self._take(message, frames, now)
             return
-        for _ in islice(frames, sum(answer.frames for answer in message.answers if not answer.inline)):
-            pass  # the frames behind them belong to the next message
+        self._skip(message, frames)
         if arrival is Arrival.GAP:
             log.warning("outputs_missing", worker=worker, before=message.number)
             self._port.send(worker, wire.Introduce())
@@ -156,6 +184,21 @@ class ResultsPort:
             times = self._strays.happened(worker, now)
             if times:
                 log.warning("outputs_of_others", worker=worker, frontend=message.frontend, times=times)
+
+    def _skip(self, message: wire.Outputs, frames: Iterator[Buffer]) -> None:
+        """Nothing of the message is taken; the frames behind its own belong to the next one."""
+        for _ in islice(frames, sum(answer.frames for answer in message.answers if not answer.inline)):
+            pass
+
+    def _copied(self, kept: wire.Kept) -> list[bytes] | None:
+        """Outputs out of the worker's memory; None: they are not there any more. Once confirmed, they may be."""
+        if kept.slot is None:
+            return None
+        views = self._reader.read(kept.slot, kept.sizes)
+        if views is None:
+            return None
+        outputs = [bytes(view) for view in views]
+        return outputs if self._reader.holds(kept.slot) else None
 
     def _take(self, message: wire.Outputs, frames: Iterator[Buffer], now: float) -> None:
         """Answers that are complete with these leave. `frames`: the mail's, as far as they are not taken yet."""
@@ -166,6 +209,12 @@ class ResultsPort:
                 self.for_nobody += 1
                 self.rows_for_nobody += answer.rows
                 continue
+            if answer.kept is not None:
+                copied = self._copied(answer.kept)
+                if copied is None:  # the worker has given them up: the call's deadline answers it
+                    log.warning("outputs_given_up", worker=message.device, request=answer.request)
+                    continue
+                outputs = copied
             malformed = self._requests.end_if_malformed(answer.request, outputs, answer.shapes)
             if malformed is not None:
                 self._malformed(malformed, message.device)

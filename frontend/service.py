@@ -10,7 +10,7 @@ import structlog
 from frontend.applications import ApplicationsShell
 from frontend.calls import ModelCalls
 from frontend.cancellation import Cancellation
-from frontend.core import checks, protocol
+from frontend.core import protocol
 from frontend.core.applications.messages import (
     Ask,
     BrokerUnreachable,
@@ -24,12 +24,12 @@ from frontend.core.applications.messages import (
 )
 from frontend.core.cache import PredictionCache
 from frontend.core.checking import unforeseen
-from frontend.core.checks import Checked
 from frontend.core.early import Early, EarlyRequests
 from frontend.core.evaluations import Evaluations
 from frontend.core.inbox import may_wait
 from frontend.core.junk import Junk
 from frontend.core.open_calls import Call
+from frontend.core.openings import Openings
 from frontend.core.outcomes import Outcomes
 from frontend.core.protocol import RequestRefused
 from frontend.core.requests import RequestTable
@@ -76,7 +76,7 @@ class FrontendService:
             inbox_bytes_max=max(INBOX_BYTES_MIN, bytes_max // INBOX_DIVISOR),
         )  # fmt: skip
         self._outcomes = Outcomes()
-        self._replies = Replies(self._clients, self._outcomes)
+        self._replies = Replies(self._clients.outbox, self._outcomes)
         self.address = ""  # where clients connect, once it listens
         self._id = member_id("frontend")
         incarnation = self._id.rpartition("-")[2]
@@ -85,8 +85,9 @@ class FrontendService:
         )
         self._broker = broker or (settings.broker_address,)
         self._registrar: Registrar | None = None
-        self._suspects = Suspects(self._clients)
+        self._suspects = Suspects(self._clients.reception)
         self._targets = Targets(settings.rows_max)
+        self._openings = Openings(self._requests, self._targets, settings.slo_ms_max)
         self._starting = StartingContainers()
         self._addresses: tuple[str, ...] = ()  # where workers send outputs, once it listens
         self._calls = ModelCalls(
@@ -129,13 +130,13 @@ class FrontendService:
 
     def drain(self) -> bool:
         """Rejects further requests. Returns True once every request is answered."""
-        self._draining = True
+        self._draining = self._openings.draining = True
         waiting = len(self._requests) + len(self._applications) + len(self._early) + self._clients.requests_waiting
         return waiting == 0
 
     def stop(self) -> None:
         """Answers all open requests, and those that have not been looked at, and says goodbye to every peer."""
-        self._draining = True
+        self._draining = self._openings.draining = True
         self._applications.stop()
         text = "the frontend is being stopped"
         for client, header in self._clients.waiting():
@@ -151,7 +152,7 @@ class FrontendService:
             self._registrar.stop()
         if self._alarm is not None:
             self._alarm.close()
-        self._hub.loop.call_soon(self._calls.results.close)
+        self._hub.loop.call_soon(self._calls.close)
         self._hub.loop.call_soon(self._clients.close)
         log.info("stopped", member=self._id, answers=self._replies.answers)
 
@@ -160,7 +161,7 @@ class FrontendService:
 
     # -- from clients -------------------------------------------------------------------------------------------------
 
-    def _worth(self, client: ClientId, header: bytes, arrived_s: float, more_s: float) -> bool:
+    def _worth(self, client: ClientId, header: Buffer, arrived_s: float, more_s: float) -> bool:
         """Whether this message, which will wait for so much longer, is worth it. If not, it is refused, unread."""
         brief = protocol.brief(header)
         if brief is None or brief.op == CANCEL:
@@ -174,7 +175,7 @@ class FrontendService:
         self._replies.busy(client, brief, waited_s)
         return False
 
-    def _no_room_for(self, client: ClientId, header: bytes, arrived_s: float) -> bool:
+    def _no_room_for(self, client: ClientId, header: Buffer, arrived_s: float) -> bool:
         """Services are behind: if it is a request for an answer, and its client has its share of open ones, it is
         refused unread.
         """
@@ -190,7 +191,7 @@ class FrontendService:
         self._replies.busy(client, brief, time.monotonic() - arrived_s)
         return True
 
-    def _client_message(self, client: ClientId, header: bytes, frames: list[Buffer], now: float) -> None:
+    def _client_message(self, client: ClientId, header: Buffer, frames: list[Buffer], now: float) -> None:
         """A message that came at this instant, or a little later."""
         if len(self._requests) >= self._calls.window.room and self._no_room_for(client, header, now):
             return
@@ -207,7 +208,8 @@ class FrontendService:
         try:
             match request:
                 case protocol.InferRequest() if self._knows:  # first, and without a detour: nearly all are such
-                    self._infer(client, request, frames, now)
+                    if not self._plain(client, request, frames, len(header), now):
+                        self._infer(client, request, frames, len(header), now)
                 case protocol.PingRequest():
                     self._replies.tell(client, {"id": request.id, "status": AnswerStatus.OK})
                 case protocol.CancelRequest():
@@ -215,9 +217,9 @@ class FrontendService:
                 case protocol.StatusRequest():
                     self._replies.tell(client, {"id": request.id, "status": AnswerStatus.OK, **self._describe()})
                 case _ if not self._knows and not self._draining:
-                    self._early.hold(Early(client, request, frames, now))
+                    self._early.hold(Early(client, request, frames, now, len(header)))
                 case _:
-                    self._obey(client, request, frames, now)
+                    self._obey(client, request, frames, len(header), now)
         except RequestRefused as invalid:
             self._replies.refuse(client, invalid, request)
 
@@ -231,16 +233,19 @@ class FrontendService:
         self._clients.expel(client)
         if now - self._told_junk_s > JUNK_TOLD_S:
             self._told_junk_s = now
+            reception = self._clients.reception
             log.warning(
-                "junk", peer=self._clients.peer_of(client.identity), expelled=self._clients.expelled,
-                code=invalid.code, message=invalid.message,
+                "junk", peer=reception.peer_of(client.identity), expelled=reception.expelled, code=invalid.code,
+                message=invalid.message,
             )  # fmt: skip
 
-    def _obey(self, client: ClientId, request: protocol.Asking, frames: Sequence[Buffer], received_s: float) -> None:
+    def _obey(
+        self, client: ClientId, request: protocol.Asking, frames: Sequence[Buffer], size: int, received_s: float
+    ) -> None:
         """Executes the request, or starts to. Raises: RequestRefused."""
         match request:
             case protocol.InferRequest():
-                self._infer(client, request, frames, received_s)
+                self._infer(client, request, frames, size, received_s)
             case protocol.ModelsRequest():
                 self._tell_models(client, request)
             case (
@@ -273,7 +278,7 @@ class FrontendService:
         for early in self._early.release():
             client: Any = early.client
             try:
-                self._obey(client, early.request, early.frames, early.received_s)
+                self._obey(client, early.request, early.frames, early.header_bytes, early.received_s)
             except RequestRefused as invalid:
                 self._refuse(early, invalid)
 
@@ -281,51 +286,42 @@ class FrontendService:
         client: Any = early.client
         self._replies.refuse(client, refusal, early.request)
 
+    def _plain(
+        self, client: ClientId, request: protocol.InferRequest, frames: Sequence[Buffer], size: int, received_s: float
+    ) -> bool:
+        """Opens the call of a plain request. Returns False if it is none, or something is wrong with it.
+
+        Raises: RequestRefused, if nobody foresaw what is wrong.
+        """
+        if request.source is not None or self._applications.holds(client, request.id):
+            return False
+        try:
+            asker = self._suspects.askers.number(client.identity, request)
+            opened = self._openings.plain(client, request, frames, size, received_s, asker)
+        except Exception as error:  # nothing has changed
+            raise unforeseen(error, request.id) from error
+        if opened is None:
+            return False
+        self._calls.enter(opened[0], opened[1], request.cache)
+        return True
+
     def _infer(
-        self, client: ClientId, request: protocol.InferRequest, frames: Sequence[Buffer], received_s: float
+        self, client: ClientId, request: protocol.InferRequest, frames: Sequence[Buffer], size: int, received_s: float
     ) -> None:
+        """`size`: bytes of the header."""
         if self._requests.holds(client, request.id) or self._applications.holds(client, request.id):
             raise protocol.duplicate(request.id)
         asker = self._suspects.number(client, request)
         if request.app is not None:
-            self._check_room(request, asker)
+            self._openings.check_room(request, asker)
             self._applications.handle(ClientAsked(client, request, frames, received_s, asker))
             return
         try:
             target = self._targets.of(request)
         except RequestRefused as refused:
             raise self._starting.explained(refused, request.model, now=time.monotonic()) from None
-        try:
-            budget_s = checks.check_budget(request, target.spec.slo_ms, self.settings.slo_ms_max)
-            weight = checks.check_weight(request)
-            checked = target.rules.check(request, frames)
-        except RequestRefused:
-            raise
-        except Exception as error:  # nothing has changed
-            raise unforeseen(error, request.id) from error
-        self._check_room(request, asker)
-        call = Call(
-            client,
-            request.id,
-            target.ref,
-            target.spec,
-            checked.rows,
-            received_s,
-            received_s + budget_s,
-            bool(frames),
-            weight,
-            asked_id=request.asked_id and request.asked_id[: wire.ASKED_ID_MAX],
-            asker=asker,
-            extents=checked.extents,
-            rules=target.outputs,
-        )
-        self._calls.enter(call, checked, request.cache)
-
-    def _check_room(self, request: protocol.InferRequest, asker: int) -> None:
-        if self._draining or self._requests.full_for(asker, self._requests.in_flight_max):
-            raise protocol.no_room(len(self._requests), request.id)
-        if self._requests.memory_full_for(asker):
-            raise protocol.no_memory(len(self._requests), self._requests.bytes_held, request.id)
+        call, tensors = self._openings.checked(client, request, frames, size, received_s, asker, target)
+        self._calls.enter(call, tensors, request.cache)
 
     # -- from controllers and workers ---------------------------------------------------------------------------------
 
@@ -336,6 +332,7 @@ class FrontendService:
         self._outcomes.table_changed(table)
         self._applications.handle(table)
         self._calls.results.keep_only(table.members)
+        self._calls.inputs.table_changed(table.members)
         self._controllers.table_changed(table)
         self._knows = True
         self._release()
@@ -370,8 +367,9 @@ class FrontendService:
         call = Call(
             APPLICATIONS, ask.number, target.ref, target.spec, ask.rows, ask.received_s, ask.deadline_s,
             False, ask.weight, ask=ask.number, asker=ask.asker, extents=ask.extents, rules=target.outputs,
+            form=target.form,
         )  # fmt: skip
-        self._calls.enter(call, Checked(ask.rows, list(ask.tensors)), ask.use_cache)
+        self._calls.enter(call, ask.tensors, ask.use_cache)
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -384,6 +382,7 @@ class FrontendService:
 
     def _turn(self, now: float) -> None:
         assert self._alarm is not None
+        self._calls.turn(now)
         window = self._calls.window
         window.turn(len(self._requests), now)
         self._clients.strained = window.limit < window.calls_max
@@ -408,6 +407,9 @@ class FrontendService:
             "members": describe_members(table),
             "in_flight": len(self._requests),
             "in_flight_bytes": self._requests.bytes_held,
+            "shared_bytes": self._calls.inputs.bytes_used,
+            "inputs_fetched": self._calls.results.fetched,
+            "inputs_crowded": self._calls.inputs.crowded,
             "answers": self._replies.answers,
             "refused": self._replies.refusals,
             "cancelled": self._replies.cancelled,
@@ -424,17 +426,17 @@ class FrontendService:
             "outputs_of_others": self._calls.results.taken.misaddressed,
             "results_refused": self._calls.results.refused,
             "controllers_reached": self._controllers.reached,
-            "connections": self._clients.connections,
-            "disconnections": self._clients.disconnections,
-            "connections_refused": self._clients.connections_refused,
-            "accept_failed": self._clients.accept_failed,
+            "connections": self._clients.reception.connections,
+            "disconnections": self._clients.reception.disconnections,
+            "connections_refused": self._clients.reception.connections_refused,
+            "accept_failed": self._clients.reception.accept_failed,
             "suspects": self._suspects.describe(),
-            "unreadable": self._clients.unreadable,
-            "answers_dropped": self._clients.answers_dropped,
-            "answers_waiting": self._clients.answers_waiting,
+            "unreadable": self._clients.reception.unreadable,
+            "answers_dropped": self._clients.outbox.dropped,
+            "answers_waiting": self._clients.outbox.waiting,
             "lines": logs.counts()._asdict(),
             "requests_waiting": self._clients.requests_waiting,
             "in_flight_limit": self._calls.window.limit,
-            "expelled": self._clients.expelled,
+            "expelled": self._clients.reception.expelled,
             "unheard": self._clients.unheard,
         }

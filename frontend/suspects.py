@@ -10,8 +10,9 @@ import msgspec
 import structlog
 
 from frontend.core.askers import Asker, Askers
+from frontend.core.connections import ClientId
 from frontend.core.protocol import Brief, InferRequest
-from frontend.transport import ClientId, ClientPort
+from frontend.reception import Reception
 from mesh import wire
 
 SUSPECTS_MAX = 64  # kept for the answer to status; the one of which was told first leaves
@@ -32,7 +33,7 @@ class SuspectedClient:
 class Suspects:
     """Puts names to the numbers that controllers tell, in the log and in the answer to status."""
 
-    def __init__(self, clients: ClientPort) -> None:
+    def __init__(self, clients: Reception) -> None:
         self.askers = Askers(secrets.randbits(64))
         self._clients = clients
         self._named: dict[tuple[int, str], SuspectedClient] = {}  # {(number, ref): the latest}, oldest first

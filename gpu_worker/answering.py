@@ -1,11 +1,12 @@
 """The worker's links to the frontends: each batch's outputs go straight to the frontends whose requests are in it.
 
-What a frontend has not confirmed goes out again on the link that replaces a lost one (`core/unacknowledged.py`).
+What a frontend has not confirmed goes out again on the link that replaces a lost one (`core/unacknowledged.py`). Large
+outputs for a frontend on this machine lie in shared memory until they are confirmed; others leave as frames.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import assert_never
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol, assert_never
 
 import msgspec
 import structlog
@@ -19,6 +20,8 @@ from mesh.doubling import Doubling
 from mesh.folding import Folding
 from mesh.net.links import Link
 from mesh.net.transport import Mail, Transport
+from mesh.process.ids import host_id
+from mesh.process.segments import SegmentWriter
 from mesh.roles import PortKind
 from mesh.wire import Buffer
 
@@ -28,13 +31,32 @@ log = structlog.get_logger("worker")
 ResultsLink = Link[wire.FromResults, wire.ToResults]
 
 
-class OutputLinks:
-    """One link per frontend, opened when a batch first has an answer for it."""
+class InputListener(Protocol):
+    """Who is told what becomes of inputs that frontends were asked for."""
 
-    def __init__(self, transport: Transport, member: str, device: str) -> None:
+    def fetched(self, frontend: str, message: wire.Fetched, frames: Iterator[Buffer], now: float) -> None:
+        """The frontend has answered. The inputs are the next of the frames, of which each message has its own."""
+
+    def link_opened(self, frontend: str) -> None:
+        """A link replaces one that was lost: what was asked there has to be asked again."""
+
+    def link_gone(self, frontend: str) -> None:
+        """The frontend is gone."""
+
+
+class OutputLinks:
+    """One link per frontend, opened when there is first something for it."""
+
+    def __init__(self, transport: Transport, member: str, device: str, writer: SegmentWriter | None = None) -> None:
+        """`writer`: of memory for large outputs; None: they leave as frames."""
         self._transport = transport
         self._member = member  # our id
         self._device = device  # its name, for the answers
+        self._writer = writer
+        self._host = host_id()
+        self._beside: set[str] = set()  # frontends on this machine
+        self._ending = False
+        self._listener: InputListener | None = None
         self._addresses: dict[str, tuple[str, ...]] = {}  # {frontend: where it takes outputs}, of those to be called
         self._links: dict[str, FrontendLink] = {}  # {frontend: link}, of those that have had an answer
         self._dropped = Folding()
@@ -52,6 +74,28 @@ class OutputLinks:
         for frontend, link in list(self._links.items()):
             link.wanted(known.get(frontend))
 
+    def tell(self, listener: InputListener) -> None:
+        """The listener hears of inputs from now on."""
+        self._listener = listener
+
+    def know_hosts(self, members: Sequence[wire.Member]) -> None:
+        """These are all members: large outputs for those on this machine go into shared memory."""
+        if not self._ending:
+            self._beside = {member.id for member in members if member.role == "frontend" and member.host == self._host}
+
+    def ask(self, frontend: str, message: wire.Fetch) -> bool:
+        """The frontend is asked for inputs. Returns False if it is gone."""
+        link = self._link(frontend)
+        if link is None:
+            return False
+        link.ask(message)
+        return True
+
+    def tidy(self) -> None:
+        """Shared memory that was not used for long is given back. To be called now and then."""
+        if self._writer is not None:
+            self._writer.trim()
+
     def send(self, job: Job) -> None:
         """The outputs of this INFER, which ended well, leave for its frontends."""
         action = job.action
@@ -64,6 +108,8 @@ class OutputLinks:
             link = self._link(frontend)
             if link is None:
                 self._tell_dropped(frontend, "it is gone", len(message.answers))
+            elif frames and self._writer is not None and frontend in self._beside and link.reads_slots:
+                link.send(*_in_slots(message, frames, size, self._writer))
             else:
                 link.send(message, frames, size)
 
@@ -77,20 +123,36 @@ class OutputLinks:
         """Messages that frontends have not confirmed, and that would be sent again."""
         return sum(link.unconfirmed for link in self._links.values())
 
+    def share_no_more(self) -> bool:
+        """We are about to end: large outputs leave as frames from now on. True once none lies in our memory any more.
+
+        Who has not opened that memory before we end could not read what it was told of last.
+        """
+        self._beside = set()
+        self._ending = True
+        return self._writer is None or not self._writer.bytes_used
+
     def close(self) -> None:
         """All links are closed; what was sent has a moment to leave."""
         for link in self._links.values():
             link.leave()
+        if self._writer is not None:
+            self._writer.close()
 
     def _link(self, frontend: str) -> "FrontendLink | None":
         link = self._links.get(frontend)
         if link is None and frontend in self._addresses:
-            link = FrontendLink(self._transport, self._member, frontend, self._addresses[frontend], self._gone)
+            link = FrontendLink(
+                self._transport, self._member, frontend, self._addresses[frontend], self._gone, self._writer,
+                self._listener,
+            )  # fmt: skip
             self._links[frontend] = link
         return link
 
     def _gone(self, frontend: str) -> None:
         self._links.pop(frontend, None)
+        if self._listener is not None:
+            self._listener.link_gone(frontend)
 
     def _tell_dropped(self, frontend: str, why: str, requests: int) -> None:
         times = self._dropped.happened(frontend, time.monotonic())
@@ -112,14 +174,19 @@ class FrontendLink:
         frontend: str,
         addresses: tuple[str, ...],
         gone: Callable[[str], None],
+        writer: SegmentWriter | None,
+        listener: InputListener | None,
     ) -> None:
-        """`gone` is called when the link is lost of a frontend that is named no longer."""
+        """`gone` is called when the link is lost of a frontend that is named no longer. `writer`: where outputs lie."""
         self._transport = transport
         self._member = member
         self._frontend = frontend
         self._addresses: tuple[str, ...] | None = addresses  # None: it is not named at present
         self._called = addresses  # those of the present link, or of the last one
         self._gone = gone
+        self._writer = writer
+        self._listener = listener
+        self._reads = True  # whether the frontend has not said that it cannot read slots
         self._sent = Unacknowledged(int(time.monotonic() * 1e6))  # beyond all numbers of an earlier link, if any
         self._told_given_up = 0  # of those given up, how many the log knows of
         self._pauses = Doubling(REOPEN_S, REOPEN_S_MAX)
@@ -127,6 +194,7 @@ class FrontendLink:
         self._closed = False
         self._settled = True  # all that is kept was sent on this link; else that follows its first confirmation
         self._link: ResultsLink | None = None  # None: it is to be opened again
+        self._opened = False  # whether there was a link already
         self._open()
 
     def send(self, message: wire.Outputs, frames: Sequence[Buffer], size: int) -> None:
@@ -136,8 +204,19 @@ class FrontendLink:
             link.send(sent.pass_by(message), frames)
             return
         numbered = sent.add(message, frames, size, time.monotonic())
+        self._free()
         if link is not None and self._settled:
             link.send(numbered, frames)
+
+    def ask(self, message: wire.Fetch) -> None:
+        """The frontend is asked for inputs; if there is no link now, whoever asks is told when there is one."""
+        if self._link is not None:
+            self._link.send(message)
+
+    @property
+    def reads_slots(self) -> bool:
+        """Whether large outputs may lie in shared memory: on a link within this process they pass by as they are."""
+        return self._reads and self._link is not None and not self._link.in_memory
 
     @property
     def unconfirmed(self) -> int:
@@ -166,6 +245,8 @@ class FrontendLink:
             return
         if self._addresses is None:
             self._closed = True
+            self._sent.clear()
+            self._free()
             self._gone(self._frontend)
             return
         link: ResultsLink = Link(
@@ -177,6 +258,9 @@ class FrontendLink:
         self._settled = len(self._sent) == 0 or link.in_memory
         if not self._settled:
             link.send(wire.Heartbeat())  # the answer says what has to be sent again
+        if self._opened and self._listener is not None:
+            self._listener.link_opened(self._frontend)
+        self._opened = True
 
     def _lost(self, peer: str, why: str) -> None:
         given_up = self._sent.given_up - self._told_given_up
@@ -188,23 +272,47 @@ class FrontendLink:
         self._link = None
         self._transport.hub.loop.call_later(self._pauses.next(), self._open)
 
+    def _free(self) -> None:
+        """Slots that nobody will be told of any more may be used anew."""
+        freed = self._sent.freed()
+        if freed and self._writer is not None:
+            for slot in freed:
+                self._writer.free(slot)
+
+    def _copies(self, kept: wire.Kept) -> Sequence[Buffer] | None:
+        return None if self._writer is None or kept.slot is None else self._writer.copy_of(kept.slot, kept.sizes)
+
     def _received(self, mail: Mail[wire.FromResults]) -> None:
+        frames = iter(mail.frames)
         for message in mail.messages:
             match message:
                 case wire.Taken():
                     self._sent.confirmed(message.number)
+                    if message.slots is not self._reads:
+                        self._may_read(message.slots)
+                    self._free()
                     self._pauses.reset()
                     self._silences.reset()
                     if not self._settled:
                         self._send_again()
                 case wire.Fetched():
-                    pass  # TODO(inputs): whoever fetches
+                    if self._listener is not None:
+                        self._listener.fetched(self._frontend, message, frames, mail.now)
                 case wire.Introduce():
                     self._send_again()
                 case wire.Heartbeat():
                     pass
                 case _:
                     assert_never(message)
+
+    def _may_read(self, reads: bool) -> None:
+        """The frontend can read slots from now on, or cannot: then it has taken nothing since, and gets frames."""
+        self._reads = reads
+        if not reads:
+            log.info("outputs_not_shared", frontend=self._frontend)
+            self._sent.unshare(self._copies)
+            if self._settled:
+                self._send_again()
 
     def _send_again(self) -> None:
         """All that is not confirmed goes out on this link, in order; what is new follows."""
@@ -215,3 +323,24 @@ class FrontendLink:
         if self._link is not None:
             for message, frames in again:
                 self._link.send(message, frames)
+
+
+def _in_slots(
+    message: wire.Outputs, frames: list[memoryview], size: int, writer: SegmentWriter
+) -> tuple[wire.Outputs, list[memoryview], int]:
+    """The message with its frames in slots, as far as there is room; the other frames; and bytes that it holds."""
+    at, held, left, answers = 0, 0, [], []
+    for answer in message.answers:
+        pieces = frames[at : at + answer.frames]
+        at += answer.frames
+        slot = writer.put(pieces) if pieces else None
+        if slot is None:
+            left.extend(pieces)
+            answers.append(answer)
+            continue
+        sizes = tuple(map(len, pieces))
+        held += sum(sizes)
+        answers.append(msgspec.structs.replace(answer, frames=0, kept=wire.Kept(sizes=sizes, slot=slot)))
+    if left:  # all outputs of the batch stay in memory for these
+        held += size
+    return msgspec.structs.replace(message, answers=tuple(answers)), left, held

@@ -14,12 +14,15 @@ def workers(runtime: Runtime) -> list[Service]:
     return [make_worker(runtime) for _ in range(count)]
 
 
-def make_worker(runtime: Runtime) -> WorkerService:
-    """A worker for the device and the repository that the settings name. Raises: DeviceError, SettingsError."""
+def make_worker(runtime: Runtime, broker: tuple[str, ...] = ()) -> WorkerService:
+    """A worker for the device and the repository that the settings name. Raises: DeviceError, SettingsError.
+
+    `broker`: where to call the broker, if not where the settings say.
+    """
     settings = runtime.settings
     device = open_device(settings)
     versions = RepositoryVersions(runtime.hub.loop, device, settings.model_repository, settings.factory_allow)
-    return WorkerService(runtime, device, versions)
+    return WorkerService(runtime, device, versions, broker=broker)
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """The worker's shell: it obeys one controller, drives one device, and sends outputs straight to the frontends."""
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from typing import assert_never
 
 import msgspec
@@ -17,6 +17,7 @@ from gpu_worker.core.obeyed import ObeyedOrders
 from gpu_worker.core.pages import PageTable
 from gpu_worker.core.pump import Pump
 from gpu_worker.devices.base import Device
+from gpu_worker.inputs import KeptInputs
 from gpu_worker.versions import Versions
 from mesh import wire
 from mesh.addresses import address_fault
@@ -27,6 +28,7 @@ from mesh.net.registrar import Registrar
 from mesh.net.transport import Mail
 from mesh.process.ids import host_id, member_id
 from mesh.process.runtime import Runtime
+from mesh.process.segments import SegmentReader, SegmentWriter
 from mesh.process.timers import Alarm
 from mesh.wire import Buffer
 
@@ -34,6 +36,7 @@ OK, CONTENT_CHANGED, NO_MEMORY = ActionCode.OK, ActionCode.CONTENT_CHANGED, Acti
 INFER = ActionKind.INFER
 DEVICE_LOST = 3  # exit code: the device can do nothing more for this process, but perhaps for the next one
 CALL_AGAIN_S, CALL_AGAIN_S_MAX = 0.05, 0.5  # after the controller was lost: the first pause, and the longest
+TIDY_S = 5.0  # between two looks at shared memory that nobody uses
 CONTROLLER = msgspec.msgpack.Decoder(wire.Envelope[wire.FromControllerToWorker])
 log = structlog.get_logger("worker")
 
@@ -48,10 +51,16 @@ class WorkerService:
         versions: Versions,
         refused: Callable[[wire.CallReply], None] | None = None,
         welcomed: Callable[[], None] | None = None,
+        broker: tuple[str, ...] = (),
+        *,
+        reader: SegmentReader | None = None,
+        writer: SegmentWriter | None = None,
     ) -> None:
         """`versions`: what is served; `refused` is told if the broker does not want what the worker offers.
 
-        `welcomed` is called whenever a controller has taken the device over.
+        `broker`: where to call the broker, if not where the settings say. `welcomed` is called whenever a controller
+        has taken the device over. `reader`, `writer`: of memory that the processes of this machine share, in place of
+        its own.
         """
         self.settings = runtime.settings
         self.versions = versions
@@ -60,22 +69,31 @@ class WorkerService:
         self._hub = runtime.hub
         self._device = device
         lanes = Lanes(PageTable(device.info.pages), device.depth, device.ahead_s)
-        self._pump = Pump(lanes, device, self._report)
         self._member = wire.Member(
             id=member_id("gpu_worker"), role="gpu_worker", host=host_id(), pid=os.getpid(), offer=versions.offer
         )
         self._registrar = Registrar(
-            runtime.transport, (runtime.settings.broker_address,), self._member, self._table_changed, self._replied
-        )
+            runtime.transport, broker or (runtime.settings.broker_address,), self._member, self._table_changed,
+            self._replied,
+        )  # fmt: skip
         self._refused = refused
         self._on_welcome = welcomed
-        self._answering = OutputLinks(runtime.transport, self._member.id, device.info.name)
+        self._answering = OutputLinks(
+            runtime.transport, self._member.id, device.info.name,
+            writer if writer is not None else SegmentWriter(runtime.settings.shared_mb << 20),
+        )  # fmt: skip
+        self._inputs = KeptInputs(
+            self._answering, runtime.hub.schedule_turn, reader if reader is not None else SegmentReader()
+        )
+        self._answering.tell(self)
+        self._pump = Pump(lanes, device, self._report, self._inputs)
         self._controller: Link[wire.FromControllerToWorker, wire.ToController] | None = None
         self._controller_id = ""  # for whom the link was opened, or who answered there
         self._pauses = Doubling(CALL_AGAIN_S, CALL_AGAIN_S_MAX)
         self._obeyed = ""  # who welcomed us last
         self._orders = ObeyedOrders()
         self._alarm: Alarm | None = None
+        self._tidying: asyncio.TimerHandle | None = None
         self._draining = False
         self._released = False  # the controller sends nothing more
         self._lost = False  # the device
@@ -94,6 +112,7 @@ class WorkerService:
         self._device.attach(self._finished, self._device_lost)
         self._alarm = Alarm(self._hub.loop, self._ring)
         self._hub.on_turn(self._turn)
+        self._tidying = self._hub.loop.call_later(TIDY_S, self._tidy)
         self._registrar.start()
         info = self._device.info
         about = {"member": self._member.id, "pid": os.getpid(), **tuned}
@@ -105,9 +124,10 @@ class WorkerService:
             self._draining = True
             if self._controller is not None:
                 self._controller.send(wire.Goodbye())
+        shares_nothing = self._answering.share_no_more()
         if self._lost:  # preparations are answered, too: one of them may be what the device was lost by
-            return not (self._pump.lanes.running or self.versions.pending)
-        return self._pump.lanes.idle and (self._released or self._controller is None)
+            return shares_nothing and not (self._pump.lanes.running or self.versions.pending)
+        return shares_nothing and self._pump.lanes.idle and (self._released or self._controller is None)
 
     def stop(self) -> None:
         """Another process can use the device."""
@@ -115,6 +135,9 @@ class WorkerService:
         if self._controller is not None:
             self._controller.close(linger_ms=200)
         self._answering.close()
+        self._inputs.close()
+        if self._tidying is not None:
+            self._tidying.cancel()
         if self._alarm is not None:
             self._alarm.close()
         self.versions.close()
@@ -134,6 +157,7 @@ class WorkerService:
             self._refused(reply)
 
     def _table_changed(self, table: wire.Table) -> None:
+        self._answering.know_hosts(table.members)
         owner = table.workers.get(self._member.id)
         if owner is None or (self._controller is not None and self._controller_id == owner):
             return
@@ -180,12 +204,10 @@ class WorkerService:
             self._table_changed(self._registrar.table)
 
     def _received(self, mail: Mail[wire.FromControllerToWorker]) -> None:
-        frames = iter(mail.frames)
         for message in mail.messages:
             match message:
                 case wire.Infer():
-                    tensors = [_tensors(part, frames) for part in message.parts]
-                    self._pump.infer(message, mail.epoch, tensors, now=time.monotonic())
+                    self._infer(message, mail.epoch)
                 case wire.Load():
                     self._pump.load(message, mail.epoch, now=time.monotonic())
                 case wire.Unload():
@@ -210,6 +232,41 @@ class WorkerService:
                     pass  # the link has noted it
                 case _:
                     assert_never(message)
+
+    def _infer(self, action: wire.Infer, epoch: int) -> None:
+        tensors: list[Sequence[Buffer]] = []
+        kept = False
+        for part in action.parts:
+            kept = kept or part.kept is not None
+            tensors.append(part.inline)
+        if not kept:
+            self._pump.infer(action, epoch, tensors, now=time.monotonic())
+            return
+        incoming = self._inputs.incoming(action)
+        now = time.monotonic()
+        self._pump.infer_kept(incoming, epoch, now=now)
+        self._inputs.fetch(incoming, now)
+
+    # -- inputs that frontends keep -----------------------------------------------------------------------------------
+
+    def fetched(self, frontend: str, message: wire.Fetched, frames: Iterator[Buffer], now: float) -> None:
+        """A frontend has sent the inputs that it was asked for, or they have ended."""
+        if self._inputs.came(frontend, message, frames, now):
+            self._ring(time.monotonic())
+
+    def link_opened(self, frontend: str) -> None:
+        """A link replaces one that was lost."""
+        self._inputs.opened(frontend)
+
+    def link_gone(self, frontend: str) -> None:
+        """The frontend is gone: its requests have ended with it."""
+        if self._inputs.lost(frontend):
+            self._ring(time.monotonic())
+
+    def _tidy(self) -> None:
+        self._answering.tidy()
+        self._inputs.tidy()
+        self._tidying = self._hub.loop.call_later(TIDY_S, self._tidy)
 
     def _welcomed(self, controller: str, epoch: int) -> None:
         self._pauses.reset()
@@ -238,6 +295,8 @@ class WorkerService:
 
     def _turn(self, now: float) -> None:
         assert self._alarm is not None
+        if self._inputs.give_up_gone():
+            self._pump.wake(now=now)
         self._alarm.by(self._pump.wake_at())
 
     def _report(self, report: Report) -> None:
@@ -257,7 +316,7 @@ class WorkerService:
     def _device_lost(self, why: str) -> None:
         """What runs on the device is reported, what waits is left to others, and the process ends for its successor."""
         self._lost = True
-        self._pump.lanes.halt()
+        self._pump.halt()
         self.versions.device_lost(why)
         log.error(
             "device_lost",
@@ -268,8 +327,3 @@ class WorkerService:
             advice="the process ends, and has to be started again (gearmesh up does); nvidia-smi -q, dmesg (Xid)",
         )
         self._end(DEVICE_LOST)
-
-
-def _tensors(part: wire.Part, frames: Iterator[Buffer]) -> Sequence[Buffer]:
-    """The inputs of one part: from inside the message, or the next frames, as many as there are."""
-    return part.inline or list(islice(frames, part.frames))

@@ -80,6 +80,9 @@ class ActionFact(msgspec.Struct, frozen=True, kw_only=True, tag="action", tag_fi
     free_pages: int  # of the device, when the worker sent the result
     rows: int = 0  # rows that were asked for: `batch` without its padding; 0: no INFER, or a measuring run
     extents: tuple[int, ...] = ()  # that EXEC computes, in the model's open dimensions
+    fetched_bytes: int = 0  # of inputs that the worker had to fetch from frontends
+    fetch_s: float | None = None  # from asking for the first of them to the arrival of the last; None: none
+    missing: int = 0  # requests that were left out, because their inputs were not there in time
 
 
 Fact = RequestFact | AmendedFact | ActionFact
@@ -244,3 +247,4 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     amended: dict[str, int] = {}  # {outcome: requests that ended so for their clients, and are counted otherwise}
     elements: int = 0  # of all models with open dimensions, as in LabelRecord; so below
     elements_computed: int = 0
+    left_out: int = 0  # requests of batches that were executed without them, as their inputs were not there in time

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 import msgspec
 
 from mesh import wire
+from mesh.wire import Buffer
 
 In = TypeVar("In")
 UNREAD_MAX = 64  # refused messages of one envelope; one with more is refused as a whole
@@ -28,8 +29,18 @@ class RefusedMessage:
     why: str
 
 
+def read_envelope(
+    decoder: "msgspec.msgpack.Decoder[wire.Envelope[In]]", body: Buffer
+) -> "tuple[wire.Envelope[In], tuple[RefusedMessage, ...]]":
+    """The envelope with what is sound in it, and what is not. Raises: msgspec.MsgspecError, RecursionError."""
+    try:
+        return decoder.decode(body), ()
+    except msgspec.ValidationError:
+        return salvage(decoder, body)
+
+
 def salvage(
-    decoder: "msgspec.msgpack.Decoder[wire.Envelope[In]]", body: bytes
+    decoder: "msgspec.msgpack.Decoder[wire.Envelope[In]]", body: Buffer
 ) -> "tuple[wire.Envelope[In], tuple[RefusedMessage, ...]]":
     """The envelope with those messages that are such of the decoder's, in their order, and what the others were.
 
@@ -61,6 +72,8 @@ def frames_of(message: object) -> int:
             return message.frames
         case wire.Infer():
             return sum(part.frames for part in message.parts)
+        case wire.Fetched():
+            return message.frames
         case wire.Outputs():
             return sum(answer.frames for answer in message.answers)
         case _:

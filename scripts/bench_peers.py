@@ -3,11 +3,13 @@ run.
 
     .venv/bin/python -m scripts.bench_peers [--parts noop,mlp,m5,goodput] [--peers mosec,ray] [--seconds 3] [--rounds 2]
         [--json FILE] [--plot FILE.png]
+    .venv/bin/python -m scripts.bench_peers --parts closed --peers mosec --slos 25,50 --rounds 5
 
 Every round starts each system with each model, checks its answers, measures, and stops it, so that nothing else runs
 meanwhile. Each round begins with another system. noop, mlp, m5: closed loops at 1, 16 and 64 in flight. goodput: m5, a
 closed loop of 16 clients and open loops (Poisson, latency from when a request was due) at 150, 400 and 1,200
-requests/s, with SLOs of 10, 25, 50 and 100 ms. Every system has one worker with one torch thread and the same largest
+requests/s, with SLOs of 10, 25, 50 and 100 ms. closed: the closed loop alone, and whether its goodput is what is aimed
+at, relative to mosec's. Every system has one worker with one torch thread and the same largest
 batch. Each peer is installed into .venv-peers/NAME. Prints Markdown tables; the last line is JSON.
 """
 
@@ -28,21 +30,35 @@ from gearmesh.telemetry.machine import describe
 from scripts.peers import plots, tables
 from scripts.peers.catalogue import PEERS
 from scripts.peers.environments import PeerError, install, version
-from scripts.peers.measuring import OURS, Bench, build_repository, loads_of, measure, measure_capacity, ours, theirs
+from scripts.peers.measuring import (
+    CLIENTS,
+    GOODPUTS,
+    OURS,
+    Bench,
+    build_repository,
+    loads_of,
+    measure,
+    measure_capacity,
+    ours,
+    theirs,
+)
 from scripts.rigs.flags import picture
+from scripts.rigs.spreads import Aim, judged
 
 PARTS = ("noop", "mlp", "m5", "goodput")
+CLOSED = "closed"  # a part of goodput
+CLOSED_AIMS = tuple(Aim(tables.closed_figure(system, slo), 1.0) for system in OURS for slo in (25.0, 50.0))
 
 
 async def run(bench: Bench, say: Any) -> None:
     """Runs all rounds."""
     arguments = bench.arguments
-    models = list(dict.fromkeys("m5" if part == "goodput" else part for part in arguments.parts))
+    models = list(dict.fromkeys("m5" if part in GOODPUTS else part for part in arguments.parts))
     for model in models:
         build_repository(bench.repositories, model, arguments.batch_max)
     for round_ in range(arguments.rounds):
         for model in models:
-            if model == "m5" and "goodput" in arguments.parts:
+            if model == "m5" and GOODPUTS.intersection(arguments.parts):
                 bench.capacity.append(measure_capacity(arguments.batch_max))
             for system in rotated((*arguments.ours, *bench.pythons), round_):
                 if system in bench.missing:
@@ -74,13 +90,15 @@ def report(bench: Bench) -> str:
         if model in arguments.parts and model in bench.runs:
             parts.append(tables.throughput_table(f"{title}, closed loop", bench.runs[model], arguments.in_flight))
             ahead += tables.behind_throughput(title, bench.runs[model], arguments.in_flight)
-    if "goodput" in arguments.parts and "m5" in bench.runs:
+    if GOODPUTS.intersection(arguments.parts) and "m5" in bench.runs:
         loads = loads_of(arguments)
         for load, shape in loads.items():
             kind = "closed loop" if isinstance(shape, int) else "open loop, Poisson"
             parts.append(tables.goodput_table(f"Goodput on m5, {kind}, {load}", bench.runs["m5"], load, arguments.slos))
         ahead += tables.behind(bench.runs["m5"], list(loads), arguments.slos)
         parts.append(_capacity(bench, list(loads)[-1]))
+        closed = tables.closed_ratios(bench.runs["m5"], f"{arguments.clients} clients", arguments.slos)
+        parts.append(tables.ratios_table(CLOSED_AIMS if arguments.clients == CLIENTS else (), closed))
     parts.append(tables.lateness(bench.runs))
     for system, why in bench.missing.items():
         parts.append(f"**{system} is not compared (or only in part)**: {why}\n")
@@ -129,11 +147,11 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--peers", type=_list_of(str, list(PEERS)), default=list(PEERS), help="some of them, or ''")
     made.add_argument("--ours", type=_list_of(str, OURS), default=list(OURS), help="gearmesh, gearmesh compact")
-    made.add_argument("--parts", type=_list_of(str, PARTS), default=list(PARTS))
+    made.add_argument("--parts", type=_list_of(str, (*PARTS, CLOSED)), default=list(PARTS))
     made.add_argument("--seconds", type=float, default=3.0, help="of every cell")
     made.add_argument("--rounds", type=int, default=2)
     made.add_argument("--in-flight", type=_list_of(int), default=[1, 16, 64])
-    made.add_argument("--clients", type=int, default=16)
+    made.add_argument("--clients", type=int, default=CLIENTS)
     made.add_argument("--rates", type=_list_of(float), default=[150.0, 400.0, 1200.0])
     made.add_argument("--slos", type=_list_of(float), default=[10.0, 25.0, 50.0, 100.0])
     made.add_argument("--batch-max", type=int, default=16, help="largest batch of every system")
@@ -168,7 +186,7 @@ def main() -> int:
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # what runs is stopped first
         uvloop.run(run(bench, say))
     print(report(bench))
-    if arguments.plot is not None and "m5" in bench.runs and "goodput" in arguments.parts:
+    if arguments.plot is not None and "m5" in bench.runs and GOODPUTS.intersection(arguments.parts):
         plots.draw(bench.runs["m5"], list(loads_of(arguments)), arguments.slos, arguments.plot)
     result = {
         "machine": describe(),
@@ -180,6 +198,9 @@ def main() -> int:
         "flags": {key: str(value) for key, value in vars(arguments).items()},
         "capacity_ms": bench.capacity,
         "runs": bench.runs,
+        "aims": judged(
+            CLOSED_AIMS, tables.closed_ratios(bench.runs.get("m5", {}), f"{CLIENTS} clients", arguments.slos)
+        ),
     }
     text = json.dumps(result)
     if arguments.json is not None:

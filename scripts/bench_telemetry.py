@@ -29,7 +29,7 @@ from scripts import ROOT
 from scripts.bench_mesh import IN_FLIGHT, measure, report
 from scripts.build_models import build_noop
 from scripts.rigs.closed_loops import ZmqDriver
-from scripts.rigs.noop_systems import System, ask_noop, check_noop
+from scripts.rigs.noop_systems import SMALL, System
 from scripts.rigs.processes import console
 
 VARIANTS = {"logs on": ("on", False), "logs off": ("off", False), "logs off, traced": ("off", True)}
@@ -40,7 +40,7 @@ async def variant(name: str, repository: Path, folder: Path) -> AsyncIterator[Sy
     """One mesh, each service a process of its own."""
     telemetry, traced = VARIANTS[name]
     async with mesh(repository, folder / name.replace(" ", "-"), telemetry=telemetry) as running:
-        driver = ZmqDriver(running.address, ask_noop, check_noop)
+        driver = ZmqDriver(running.address, SMALL.ask, SMALL.check)
         tracing = Tracing(running, folder / "trace.json", driver)
         try:
             yield System(name, tracing.drive if traced else driver.drive, running.supervisor.pids())

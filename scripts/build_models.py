@@ -152,17 +152,17 @@ class Noop(nn.Module):
     """Returns its input: what remains is the cost of the mesh."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[batch, 16] -> [batch, 16]."""
+        """[batch, n] -> [batch, n]."""
         return x.clone()
 
 
-def build_noop(repository: Path, name: str) -> str:
-    """Writes the package. Returns a line about it."""
+def build_noop(repository: Path, name: str, floats: int = 16) -> str:
+    """Writes the package of a model that gives back its `floats` numbers. Returns a line about it."""
     package = put(
-        repository, name, Noop(), inputs={"x": ("float32", (16,))}, outputs=["y"], batch_max=64, slo_ms=1000.0,
+        repository, name, Noop(), inputs={"x": ("float32", (floats,))}, outputs=["y"], batch_max=64, slo_ms=1000.0,
         cache=False, description="gives back what it gets",
     )  # fmt: skip
-    return f"version {package.folder.name}, 16 floats in, 16 floats out"
+    return f"version {package.folder.name}, {floats} floats in, {floats} floats out"
 
 
 def build_encoder(repository: Path, name: str) -> str:

@@ -221,7 +221,7 @@ class Succession:
                 if shard is not None and ref in shard.terms:
                     self._request += 1
                     submit = wire.Submit(request=self._request, attempt=0, ref=ref, rows=1, budget_s=5.0)
-                    self._order(life, life.scheduler.submit(submit, "f", (bytes(4),), age_s=0.0, now=self.now))
+                    self._order(life, life.scheduler.submit(submit, "f", age_s=0.0, now=self.now))
         self._turn()
         self.settle()
         return sorted(asked - self.served)

@@ -122,10 +122,10 @@ class PaperFrontend:
         message = wire.Submit(
             request=part.number, attempt=self.table.submitted(part, "controller"), ref=call.ref, rows=part.rows,
             budget_s=call.deadline_s - self.story.now, client=call.asker,
-            call=0 if part is call.parts[0] else call.parts[0].number,
+            call=0 if part is call.parts[0] else call.parts[0].number, inline=tuple(map(memoryview, part.tensors)),
         )  # fmt: skip
         self.story.note(self.name, part)
-        self.story.mesh.submit(message, self.name, WAY_S, part.tensors)
+        self.story.mesh.submit(message, self.name, WAY_S)
 
     def drop(self, parts: Iterable[CallPart], outcome: RequestOutcome) -> None:
         for part in parts:

@@ -1,8 +1,6 @@
 """Makes actions: numbers them, tells the device that they are sent, and words the orders for its worker. Pure."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from controller.core.devices.action import Action
 from controller.core.devices.base import RemoteDevice
@@ -45,7 +43,6 @@ class Actions:
         action = self._make(INFER, ref, expected_s, now)
         action.batch, action.requests, action.extents = batch, requests, extents
         device.infer_sent(action, start_s, latest_s, now)
-        parts, frames = _parts(requests)
         message = wire.Infer(
             action=action.id,
             ref=ref,
@@ -53,12 +50,12 @@ class Actions:
             latest_s=action.latest_s + device.offset_s,
             expected_s=expected_s,
             batch=batch,
-            parts=parts,
+            parts=tuple([_part(request) for request in requests]),
             overdue_s=action.hangs_s + device.offset_s if action.hangs_s else 0.0,
             cold_s=action.cold_s,
             extents=extents,
         )
-        return ToWorker(device.worker, message, frames)
+        return ToWorker(device.worker, message)
 
     def revoke(self, device: RemoteDevice) -> list[ToWorker]:
         """The device is told of each INFER there that nobody waits for any more, once. It ends as any action does."""
@@ -104,25 +101,16 @@ class Actions:
         return Action(self.count, kind, ref, now, expected_s)
 
 
-def _parts(requests: Sequence[Request]) -> tuple[tuple[wire.Part, ...], list[Any]]:
-    """The requests as parts of an INFER, and the large tensors that go beside it as frames."""
-    frames: list[Any] = []
-    parts = []
-    for request in requests:
-        large = request.large
-        if large:
-            frames.extend(request.tensors)
-        parts.append(
-            wire.Part(
-                frontend=request.frontend,
-                request=request.number,
-                attempt=request.attempt,
-                rows=request.rows,
-                predicted_s=request.predicted_s,
-                cold=request.cold,
-                inline=() if large else tuple(request.tensors),
-                frames=len(request.tensors) if large else 0,
-                extents=request.extents,
-            )
-        )
-    return tuple(parts), frames
+def _part(request: Request) -> wire.Part:
+    """The request as a part of an INFER, with its inputs or where its frontend keeps them."""
+    return wire.Part(
+        frontend=request.frontend,
+        request=request.number,
+        attempt=request.attempt,
+        rows=request.rows,
+        predicted_s=request.predicted_s,
+        cold=request.cold,
+        inline=request.inline,
+        extents=request.extents,
+        kept=request.kept,
+    )

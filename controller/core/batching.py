@@ -23,6 +23,7 @@ from typing import Protocol
 import numpy as np
 
 from controller.core.estimation.estimates import Curve, Term
+from controller.core.estimation.lines import MIXED, DurationLine
 from mesh import wire
 from mesh.sizes import Extents
 
@@ -37,12 +38,10 @@ QUANTILE = 0.99
 FITTED = 256  # latest batches that the quantile is fitted to
 REFIT_EVERY = 8  # batches
 REACH = 1.5  # the fitted size may exceed the largest that was seen by this factor
-FORGET = 0.97  # factor on the weight of a batch in the line with each further batch
 FIRST_S = 1e-4  # expected of one row before any was seen: the first request is let in and shows how long it takes
 CAUTION = 16  # before anything was seen, each further row is expected to need this part of the objective
 OUTLIER = 4.0  # a batch that took longer than this many times its expected duration counts as that long
 REBUILD_AT = 0.01  # share by which the line may move before the table of sizes is made anew
-MIXED = 0.1  # relative spread of sizes below which the slope between them says little
 
 
 class Limit(Protocol):
@@ -162,39 +161,6 @@ def fit_quantile(sizes: "np.ndarray", durations: "np.ndarray", quantile: float) 
         error = y - base - row * sizes
         weights = np.where(error > 0, quantile, 1 - quantile) / np.maximum(np.abs(error), 1e-3)
     return base * scale, row * scale
-
-
-@dataclass(slots=True)
-class DurationLine:
-    """Durations as a line over rows: least squares over all batches, whose weights fade with age."""
-
-    weight: float = 0.0  # sum over batches
-    rows: float = 0.0  # weighted mean, as are all below
-    duration_s: float = 0.0
-    rows_squared: float = 0.0
-    product: float = 0.0
-
-    def add(self, rows: float, duration_s: float) -> None:
-        """A batch of so many rows took so long."""
-        self.weight = self.weight * FORGET + 1.0
-        share = 1.0 / self.weight
-        self.rows += share * (rows - self.rows)
-        self.duration_s += share * (duration_s - self.duration_s)
-        self.rows_squared += share * (rows * rows - self.rows_squared)
-        self.product += share * (rows * duration_s - self.product)
-
-    def fit(self) -> tuple[float, float]:
-        """(seconds of a batch, seconds of each row).
-
-        Where all batches were of about one size, half of their time is taken to be in proportion to the rows.
-        """
-        variance = max(0.0, self.rows_squared - self.rows**2)
-        covariance = self.product - self.rows * self.duration_s
-        prior = 0.5 * self.duration_s / self.rows
-        pull = (MIXED * self.rows) ** 2
-        row_s = (covariance + pull * prior) / (variance + pull)
-        row_s = min(max(0.0, row_s), self.duration_s / self.rows)
-        return self.duration_s - row_s * self.rows, row_s
 
 
 @dataclass(slots=True)

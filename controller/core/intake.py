@@ -1,8 +1,6 @@
 """Requests as they arrive: admitted, kept for a worker that may be on its way, or refused at once. Pure."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from controller.core.isolation.isolation import Isolation
 from controller.core.orders import Order
@@ -27,7 +25,7 @@ class EarlyRequest:
     message: wire.Submit
     request: Request
     frontend: str
-    tensors: Sequence[Any] | None
+    hollow: bool
     sent_s: float
 
 
@@ -44,18 +42,17 @@ class Intake:
     workers_come_until_s: float  # until then requests wait for workers, which may be on their way from our predecessor
     return_allowance_s: float  # part of every deadline kept for the way back to the client
     queue_max: int  # requests waiting; more are refused
+    hosts: dict[str, str] = field(default_factory=dict)  # {frontend: its host}, those that are there
     _early: dict[tuple[str, int], EarlyRequest] = field(default_factory=dict)  # {(frontend, number): it}, oldest first
 
     def __len__(self) -> int:
         """Requests that wait for a worker to come."""
         return len(self._early)
 
-    def submit(
-        self, message: wire.Submit, frontend: str, tensors: Sequence[Any] | None, age_s: float, now: float
-    ) -> list[Order]:
+    def submit(self, message: wire.Submit, frontend: str, hollow: bool, age_s: float, now: float) -> list[Order]:
         """A request arrived, `age_s` after it was sent. It is refused at once if it cannot be served in time.
 
-        `tensors`: its inputs; None: it has none, as in a simulation.
+        `hollow`: it has no inputs, as in a simulation.
         """
         requests = self.requests
         known = requests.open.get((frontend, message.request))
@@ -64,17 +61,19 @@ class Intake:
             return []
         self.counters.submitted += 1
         deadline_s = now + message.budget_s - age_s - self.return_allowance_s
+        kept = message.kept
         request = Request(
             frontend, message.request, message.attempt, message.ref, message.rows,
-            now - age_s, deadline_s, message.weight, tensors or (), message.frames > 0, message.client,
-            message.asked_id, message.call, extents=message.extents,
+            now - age_s, deadline_s, message.weight, message.extents, message.client,
+            message.asked_id, message.call, message.inline, kept,
+            self.hosts.get(frontend, "") if kept is not None and kept.slot is not None else "",
         )  # fmt: skip
         model = self.state.models.get(message.ref)
         if model is None or not model.ready:
             if now < self.workers_come_until_s and len(self._early) < self.queue_max:
                 key = frontend, message.request
                 self.counters.submitted -= key in self._early  # it comes again
-                self._early[key] = EarlyRequest(message, request, frontend, tensors, now - age_s)
+                self._early[key] = EarlyRequest(message, request, frontend, hollow, now - age_s)
                 return []
             return [requests.reject(request, self.reasons.now(message.ref), now)]
         model.popularity.add(now)
@@ -86,7 +85,7 @@ class Intake:
             refused = self._refuse_extents(model, request, now)
             if refused is not None:
                 return [refused]
-        if tensors is not None and not model.fits(tensors, message.rows, message.extents):
+        if not hollow and not model.fits(message):
             text = f"its inputs are not those of {message.rows} rows of {message.ref}"
             return [requests.refuse(request, AnswerStatus.FAILED, ActionCode.BAD_INPUT, text, now)]
         if self.isolation.watched:
@@ -126,7 +125,7 @@ class Intake:
                 self._early[key] = waiting
                 continue
             self.counters.submitted -= 1  # `submit` counts it once more
-            orders.extend(self.submit(waiting.message, waiting.frontend, waiting.tensors, now - waiting.sent_s, now))
+            orders.extend(self.submit(waiting.message, waiting.frontend, waiting.hollow, now - waiting.sent_s, now))
         return orders
 
     def cancel(self, frontend: str, number: int, outcome: RequestOutcome, now: float) -> bool:
@@ -139,6 +138,7 @@ class Intake:
 
     def frontend_lost(self, frontend: str, now: float) -> None:
         """Nobody waits for this frontend's requests any more."""
+        self.hosts.pop(frontend, None)
         for key in [key for key in self._early if key[0] == frontend]:
             self.requests.withdraw(self._early.pop(key).request, RequestOutcome.FRONTEND_LOST, now)
 

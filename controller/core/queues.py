@@ -3,54 +3,82 @@
 import heapq
 import math
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from mesh.codes import RequestOutcome
 from mesh.sizes import Extents
+from mesh.wire import Kept
 
 Client = tuple[str, int]  # (frontend, its number of the client)
 COMPACT_AT = 256  # requests taken from the head before the lists are cut
 RANK_STEP = math.log(1.05)  # of shares, in log units: requests of one rank cost about the same
 
 
-@dataclass(slots=True, eq=False)
 class Request:
     """One request that waits for its batch, or is bound to one. Instants in the controller's clock."""
 
-    frontend: str
-    number: int  # the frontend's
-    attempt: int
-    ref: str
-    rows: int
-    arrived_s: float
-    deadline_s: float  # for the end of OUTPUT; the return allowance is already taken off
-    weight: float
-    tensors: Sequence[Any] = ()  # not looked at: on their way from frontend to worker
-    large: bool = False  # the tensors travel as frames of their own
-    client: int = 0  # the frontend's number of who asks; 0: unknown
-    asked_id: str = ""  # its client's id, for the log
-    call: int = 0  # number of the first part of what its client asked; 0: it is that
-    predicted_s: float = 0.0  # latency from arrival, as admission predicted it
-    tries: int = 0  # actions that took it up and failed
-    apart: int = 0  # of these, actions after which it was tried apart
-    group: "Group | None" = None  # it is executed with requests of this group only; None: with any
-    killed: bool = False  # it was in a batch during which its process died
-    cold: bool = False  # its model was on no device when it arrived
-    admitted: bool = False  # it waited once, or still does
-    waiting: bool = False  # in its model's queue
-    answered: RequestOutcome | None = None  # what its client saw, where outputs came before their result did
-    closed: bool = False  # answered, refused or cancelled: whoever still holds it must not plan it
-    extents: Extents = ()  # of its inputs, in the model's open dimensions; so below: set while it waits
-    share_s: float = 0.0  # EXEC time of its rows in the cheapest batches of such rows, at scale 1
-    rank: int = 0  # of the share of one row by its weight: of a lower rank is what earns more per second
-    latest_s: float = math.inf  # EXEC has to start by then to end in time if it is alone
+    __slots__ = (
+        "admitted", "answered", "apart", "arrived_s", "asked_id", "attempt", "call", "client", "closed", "cold",
+        "deadline_s", "extents", "frontend", "group", "inline", "kept", "kept_bytes", "killed", "latest_s", "near",
+        "number", "predicted_s", "rank", "ref", "rows", "share_s", "tries", "waiting", "weight",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        frontend: str,
+        number: int,
+        attempt: int,
+        ref: str,
+        rows: int,
+        arrived_s: float,
+        deadline_s: float,
+        weight: float,
+        extents: Extents = (),
+        client: int = 0,
+        asked_id: str = "",
+        call: int = 0,
+        inline: tuple[memoryview, ...] = (),
+        kept: Kept | None = None,
+        near: str = "",
+    ) -> None:
+        self.frontend = frontend
+        self.number = number  # the frontend's
+        self.attempt = attempt
+        self.ref = ref
+        self.rows = rows
+        self.arrived_s = arrived_s
+        self.deadline_s = deadline_s  # for the end of OUTPUT; the return allowance is already taken off
+        self.weight = weight
+        self.extents = extents  # of its inputs, in the model's open dimensions
+        self.client = client  # the frontend's number of who asks; 0: unknown
+        self.asked_id = asked_id  # its client's id, for the log
+        self.call = call  # number of the first part of what its client asked; 0: it is that
+        self.inline = inline  # its inputs, on their way from frontend to worker
+        self.kept = kept  # or: its frontend keeps them
+        self.kept_bytes = 0 if kept is None else sum(kept.sizes)  # of inputs that its frontend keeps
+        self.near = near  # host whose workers read these from memory that they share; empty: all have to fetch them
+        self.predicted_s = 0.0  # latency from arrival, as admission predicted it
+        self.tries = 0  # actions that took it up and failed
+        self.apart = 0  # of these, actions after which it was tried apart
+        self.group: Group | None = None  # it is executed with requests of this group only; None: with any
+        self.killed = False  # it was in a batch during which its process died
+        self.cold = False  # its model was on no device when it arrived
+        self.admitted = False  # it waited once, or still does
+        self.waiting = False  # in its model's queue
+        self.answered: RequestOutcome | None = None  # what its client saw, where outputs came before their result did
+        self.closed = False  # answered, refused or cancelled: whoever still holds it must not plan it
+        self.share_s = 0.0  # while it waits, with extents: EXEC time of its rows in the cheapest batches, at scale 1
+        self.rank = 0  # likewise: of the share of one row by its weight: of a lower rank is what earns more per second
+        self.latest_s = math.inf  # likewise: EXEC has to start by then to end in time if it is alone
 
     @property
     def asker(self) -> Client:
         """The client that sent it."""
         return self.frontend, self.client
+
+    def let_go(self) -> None:
+        """It has ended: whoever still holds it does not keep its inputs."""
+        self.inline, self.kept = (), None
 
 
 @dataclass(slots=True, eq=False)
@@ -114,6 +142,7 @@ class ModelQueue:
     rows: int = 0  # of all waiting requests
     many: int = 0  # waiting requests with more than one row
     weighted: int = 0  # waiting requests whose weight is not 1
+    kept: int = 0  # waiting requests whose frontends keep their inputs
     share_s: float = 0.0  # of all waiting requests with extents; so below
     ranks: dict[int, Rank] = field(default_factory=dict)
     _starts: list[tuple[float, int, Request]] = field(default_factory=list)  # heap of (latest_s, order, request), and
@@ -215,6 +244,8 @@ class ModelQueue:
             self.many += sign
         if request.weight != 1.0:
             self.weighted += sign
+        if request.kept_bytes:
+            self.kept += sign
         if request.extents:
             self._count_cost(request, sign)
 
@@ -277,6 +308,7 @@ class ModelQueue:
         assert self.rows == sum(request.rows for request in waiting)
         assert self.many == sum(request.rows > 1 for request in waiting)
         assert self.weighted == sum(request.weight != 1.0 for request in waiting)
+        assert self.kept == sum(request.kept_bytes > 0 for request in waiting)
         assert not any(request.closed for request in waiting)
         self._check_costs([request for request in waiting if request.extents])
         assert all(request.waiting for request in waiting)

@@ -60,7 +60,11 @@ class OpenRequests:
 
     def retry(self, action: Action, code: str, message: str, orders: list[Order], now: float) -> None:
         """The action came to nothing: its requests wait anew. One whose time is too short expires from there."""
-        for request in action.requests:
+        self.retry_all(action.requests, code, message, orders, now)
+
+    def retry_all(self, requests: Iterable[Request], code: str, message: str, orders: list[Order], now: float) -> None:
+        """The action came to nothing for these requests, which wait anew."""
+        for request in requests:
             if not request.closed:
                 self._retry(request, code, message, orders, now)
 
@@ -206,7 +210,7 @@ class OpenRequests:
         if request.closed:
             return
         request.closed = True
-        request.tensors = ()  # whoever still holds it must not keep this memory
+        request.let_go()
         self.open.pop((request.frontend, request.number), None)
         if in_time is None:
             self.policy.withdrawn(request, now)

@@ -17,7 +17,8 @@ from mesh import wire
 from mesh.codes import ActionCode, ActionKind, AnswerStatus
 
 OK, CONTAINER_DIED, DEVICE_LOST = ActionCode.OK, ActionCode.CONTAINER_DIED, ActionCode.DEVICE_LOST
-NO_MEMORY = ActionCode.NO_MEMORY
+NO_MEMORY, INPUTS_MISSING = ActionCode.NO_MEMORY, ActionCode.INPUTS_MISSING
+MISSING_TEXT = "its inputs, which its frontend keeps, were not at the worker in time"
 INFER, LOAD = ActionKind.INFER, ActionKind.LOAD
 
 
@@ -93,6 +94,12 @@ class Results:
         """`ran`: its process died while it executed this action, not one before it."""
         end_s = device.end_s(result, now)
         device.infer_ended(action, end_s)
+        if (
+            action.requests
+            and (result.missing or action.far_bytes)
+            and not self._fetched(device, action, result, orders, now)
+        ):
+            return
         missing = result.code in INFER_NOT_THERE and device.residency.models.get(action.ref) is action.place
         if missing and result.code in NOT_PREPARED:  # it has not left and come again since the action was sent
             orders.extend(self.readiness.contradicted(device, action.ref, now))
@@ -101,7 +108,8 @@ class Results:
         if not action.requests:
             orders.extend(self.readiness.measured(device, action, result, now))
         elif result.code == OK and result.duration_s is not None:
-            device.learn(action, result, result.duration_s, now)
+            if not result.missing:  # otherwise it had fewer rows than were planned
+                device.learn(action, result, result.duration_s, now)
             model = self.state.models.get(action.ref)
             if model is not None:
                 self.policy.completed(device, model, action.requests, now)
@@ -118,6 +126,26 @@ class Results:
             self.isolation.died(action, result.code, result.message, orders, now)
         else:
             self.requests.retry(action, result.code, result.message, orders, now)
+
+    def _fetched(
+        self, device: RemoteDevice, action: Action, result: wire.ActionResult, orders: list[Order], now: float
+    ) -> bool:
+        """Requests that the worker left out of the batch, as it had not their inputs, wait anew; others stay.
+
+        False if none does. It is no request's fault; that nobody waited for it any more is not the network's.
+        """
+        device.learn_fetch(action, result)
+        places = set(result.missing) if result.code != INPUTS_MISSING else set()
+        left_out = [request for place, request in enumerate(action.requests) if place in places]
+        missing = action.requests if result.code == INPUTS_MISSING else left_out
+        if any(not request.closed for request in missing):
+            device.missed_fetch(action, now)
+        if not left_out:
+            return True
+        action.requests = [request for place, request in enumerate(action.requests) if place not in places]
+        self.counters.left_out += len(left_out)
+        self.requests.retry_all(left_out, INPUTS_MISSING, MISSING_TEXT, orders, now)
+        return bool(action.requests)
 
     def _did_not_fit(
         self, device: RemoteDevice, action: Action, result: wire.ActionResult, orders: list[Order], now: float

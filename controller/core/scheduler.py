@@ -8,7 +8,6 @@ requests, `results.py` what results change, `fleet.py` and `readiness.py` who is
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from controller.core.actions import Actions
 from controller.core.devices.action import Action
@@ -38,6 +37,7 @@ from mesh.codes import ActionCode, RequestOutcome
 WORKERS_COME_S = 3.0  # after the start requests wait so long for workers, on their way from our predecessor
 PREPARE_S = 0.1  # between two looks whether a device has time for measuring
 GONE_HEARTBEATS = 2  # missed: what is sent to a worker then, and is never heard of, it has not begun
+FETCHES = 2  # x the depth: most batches at a device, with those whose inputs are fetched
 WAKE_S_MIN = 50e-6  # between two decisions that no event causes
 
 
@@ -107,13 +107,13 @@ class Scheduler:
     # -- events: requests ---------------------------------------------------------------------------------------------
 
     def submit(
-        self, message: wire.Submit, frontend: str, tensors: Sequence[Any] | None, *, age_s: float, now: float
+        self, message: wire.Submit, frontend: str, *, age_s: float, now: float, hollow: bool = False
     ) -> list[Order]:
         """A request arrived, `age_s` after it was sent. It is refused at once if it cannot be served in time.
 
-        `tensors`: its inputs; None: it has none, as in a simulation.
+        `hollow`: it has no inputs, as in a simulation.
         """
-        return self._intake.submit(message, frontend, tensors, age_s, now)
+        return self._intake.submit(message, frontend, hollow, age_s, now)
 
     def cancel(
         self, frontend: str, number: int, outcome: RequestOutcome = RequestOutcome.CANCELLED, *, now: float
@@ -128,8 +128,9 @@ class Scheduler:
 
     # -- events: peers ------------------------------------------------------------------------------------------------
 
-    def frontend_joined(self, frontend: str) -> list[Order]:
-        """A frontend is there."""
+    def frontend_joined(self, frontend: str, host: str = "") -> list[Order]:
+        """A frontend is there, on this host; empty: it is not known which."""
+        self._intake.hosts[frontend] = host
         return self.reporting.frontend_joined(frontend)
 
     def frontend_lost(self, frontend: str, *, now: float) -> None:
@@ -254,8 +255,10 @@ class Scheduler:
                 times.append(again_s)
             if device.actions:
                 times.append(device.overdue_s)
-                if (device.waiting or device.apart) and len(device.exec) < lead.depth and not self._holds(device):
+                if (device.waiting or device.apart) and device.exec.ready(now) < lead.depth and not self._holds(device):
                     times.append(device.next_batch_at(device.exec.free_at(now) - lead.of(device), now))
+                if device.waiting and device.fetching_until_s > now:
+                    times.append(device.fetching_until_s)
             elif not preparation.complete:
                 times.append(now + PREPARE_S)
             if device.waiting and device.held_until_s < math.inf:
@@ -280,7 +283,7 @@ class Scheduler:
     def _fill_exec(self, device: RemoteDevice, now: float, orders: list[Order]) -> None:
         """The device gets the batches that are due."""
         lead = self.policy.lead
-        while len(device.exec) < lead.depth:
+        while device.exec.ready(now) < lead.depth and len(device.exec) < FETCHES * lead.depth:
             if len(device.exec) and device.exec.free_at(now) - now > lead.of(device):
                 return
             if self.isolation.watched and self._apart.holds(device):

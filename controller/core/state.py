@@ -3,7 +3,6 @@
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from controller.core.devices.base import DISPATCH_S, NOISE, RemoteDevice
 from controller.core.devices.batch_delay import BatchDelay, new_delay
@@ -31,7 +30,7 @@ class Model:
     lost_idle_s: float = -math.inf  # when a worker that can serve it was last lost while it executed nothing
     open: bool = field(init=False)  # it has open dimensions: its requests have extents, and its curves know them
     input_row_bytes: tuple[int, ...] = field(init=False)  # bytes of one row of each input; with extents of 1 if open
-    _by_rows: bool = field(init=False)  # the bytes of all inputs follow from the rows alone
+    _one_row_bytes: int = field(init=False)  # of its one input, if its bytes follow from the rows alone; 0: not so
     _measured: tuple[bool, ...] = field(init=False)  # of each input: its bytes follow from rows and extents
     _along: tuple[tuple[int, ...], ...] = field(init=False)  # of each input: its open dimensions, by number
 
@@ -41,38 +40,31 @@ class Model:
         numbers = {dim.name: number for number, dim in enumerate(spec.dims)}
         self._along = tuple(tuple(numbers[name] for name in tensor.dims if name) for tensor in spec.inputs)
         self._measured = tuple(tensor.dtype not in VARIABLE for tensor in spec.inputs)
-        self._by_rows = not self.open and all(self._measured)
         self.input_row_bytes = tuple(
             byte_count(tensor.dtype, [abs(extent) for extent in tensor.shape[1:]]) if measured else 0
             for tensor, measured in zip(spec.inputs, self._measured, strict=True)
         )
+        self._one_row_bytes = 0 if self.open or len(spec.inputs) != 1 else self.input_row_bytes[0]
 
     @property
     def first_device(self) -> RemoteDevice | None:
         """Its first host, or else the first device that is ready to serve it."""
         return next(iter(self.hosts.values()), None) or next(iter(self.ready.values()), None)
 
-    def fits(self, tensors: Sequence[Any], rows: int, extents: Extents = ()) -> bool:
+    def fits(self, message: wire.Submit) -> bool:
         """Whether these are the inputs of so many rows: otherwise rows of a batch's requests would be mixed up.
 
         How many bytes strings take is not known here: their worker reads where each ends.
         """
-        sizes = self.input_row_bytes
-        if not self._by_rows:
-            return self._fits_open(tensors, rows, extents)
-        if len(tensors) == 1 == len(sizes):  # nearly all models have one
-            return len(tensors[0]) == sizes[0] * rows
-        if len(tensors) != len(sizes):
+        kept, inline = message.kept, message.inline
+        if kept is None and len(inline) == 1 and self._one_row_bytes:  # nearly all models have one
+            return len(inline[0]) == self._one_row_bytes * message.rows
+        sizes = kept.sizes if kept is not None else tuple(map(len, inline))
+        if len(sizes) != len(self.input_row_bytes):
             return False
-        return all(len(tensor) == size * rows for tensor, size in zip(tensors, sizes, strict=True))
-
-    def _fits_open(self, tensors: Sequence[Any], rows: int, extents: Extents) -> bool:
-        if len(tensors) != len(self.input_row_bytes):
-            return False
-        for tensor, size, measured, along in zip(
-            tensors, self.input_row_bytes, self._measured, self._along, strict=True
-        ):
-            if measured and len(tensor) != size * rows * math.prod(extents[number] for number in along):
+        rows, extents = message.rows, message.extents
+        for given, size, measured, along in zip(sizes, self.input_row_bytes, self._measured, self._along, strict=True):
+            if measured and given != size * rows * math.prod(extents[number] for number in along):
                 return False
         return True
 

@@ -11,19 +11,16 @@ from .connection import (
     CALL_TIMEOUT_S,
     Connection,
     PendingRequest,
-    budget_of,
     closed,
     definition_of,
     feedback_fields,
     gave_up,
-    options_of,
     time_left,
 )
 from .conversation import (
     Inputs,
     Prediction,
     RequestError,
-    RequestTarget,
     target_of,
 )
 from .defaults import CurveKeys
@@ -83,14 +80,20 @@ class AsyncClient:
         Cancel-safe: the mesh is told that nobody waits for the answer, and a later one is dropped.
         """
         target, x = target_of(model, x, app)
-        began_s = time.monotonic()
         if not self._connection.talk.spec(target):
+            began_s = time.monotonic()
             try:
                 async with asyncio.timeout(timeout_s):
                     await (self.apps() if target.app else self._learn())
             except TimeoutError:
                 raise gave_up(timeout_s) from None
-        outcome = await self._submit(target, x, slo_ms, time_left(timeout_s, began_s), options)
+            timeout_s = time_left(timeout_s, began_s)
+        flight = self._connection.infer(target, x, slo_ms, timeout_s, options)
+        try:
+            outcome: Prediction | RequestError = await self._ask(flight)
+        except asyncio.CancelledError:
+            self._given_up(flight)
+            raise
         if isinstance(outcome, RequestError):
             raise outcome
         return outcome
@@ -105,25 +108,13 @@ class AsyncClient:
         timeout_s: float | None = None,
         **options: Any,
     ) -> "asyncio.Future[Prediction | RequestError]":
-        """Sends the request now. The future's result is the outcome, also if it is an error. Await `models` before.
+        """Sends the request. The future's result is the outcome, also if it is an error. Await `models` before.
 
-        Who cancels the future, cancels the request.
+        The first request of a turn of the loop leaves at once, others together at the turn's end. Who cancels the
+        future, cancels the request.
         """
         target, x = target_of(model, x, app)
-        return self._submit(target, x, slo_ms, timeout_s, options)
-
-    def _submit(
-        self,
-        target: RequestTarget,
-        x: Inputs,
-        slo_ms: float | None,
-        timeout_s: float | None,
-        options: Mapping[str, Any],
-    ) -> "asyncio.Future[Prediction | RequestError]":
-        connection = self._connection
-        call = connection.talk.next_id()
-        message, frames = connection.talk.infer(call, target, x, options_of(slo_ms, options))
-        flight = connection.request(message, frames, budget_of(connection, target, slo_ms), timeout_s)
+        flight = self._connection.infer(target, x, slo_ms, timeout_s, options)
         future = self._ask(flight)
         future.add_done_callback(lambda future: self._given_up(flight) if future.cancelled() else None)
         return future
@@ -173,8 +164,7 @@ class AsyncClient:
 
     async def call(self, op: str, *, timeout_s: float = CALL_TIMEOUT_S, **fields: Any) -> Mapping[str, Any]:
         """The answer to any other message of the protocol. Raises: RequestError."""
-        message = {"op": op, "id": self._connection.talk.next_id(), **fields}
-        outcome: Any = await self._ask(self._connection.call(message, timeout_s))
+        outcome: Any = await self._ask(self._connection.call(op, fields, timeout_s))
         if isinstance(outcome, RequestError):
             raise outcome
         answer: Mapping[str, Any] = outcome
@@ -196,7 +186,7 @@ class AsyncClient:
         future: asyncio.Future[Any] = self._loop.create_future()
         flight.future = future
         try:
-            self._connection.ask(flight)
+            self._connection.ask(flight, together=self._check_scheduled)
         except RequestError as error:
             future.set_result(error)
             return future
@@ -214,6 +204,8 @@ class AsyncClient:
         self._check_scheduled = False
         if self._closed:
             return
+        for flight, outcome in self._connection.send_together():
+            self._resolve(flight, outcome)
         for flight, outcome in self._connection.read():
             self._resolve(flight, outcome)
         if self._connection.ask_waiting() or self._connection.can_go_on:

@@ -26,10 +26,8 @@ from .connection import (
     CALL_TIMEOUT_S,
     Connection,
     PendingRequest,
-    budget_of,
     definition_of,
     feedback_fields,
-    options_of,
     time_left,
 )
 from .conversation import (
@@ -124,16 +122,13 @@ class Client:
             for target, x in requests:
                 if not connection.talk.spec(target):
                     self._learn(target, time_left(timeout_s, began_s))
-                call = connection.talk.next_id()
-                message, frames = connection.talk.infer(call, target, x, options_of(slo_ms, options))
-                budget_s = budget_of(connection, target, slo_ms)
-                flight = connection.request(message, frames, budget_s, time_left(timeout_s, began_s))
+                flight = connection.infer(target, x, slo_ms, time_left(timeout_s, began_s), options)
                 flights.append(flight)  # first: Ctrl-C may come as soon as it has left
                 try:
                     connection.ask(flight)
                 except RequestError as error:
                     flight.result = error
-            self._wait(flights)
+            self._wait()
         except BaseException:  # nobody gets the outcomes of those that are on their way
             for flight in flights:
                 connection.cancel(flight)
@@ -185,26 +180,29 @@ class Client:
     def call(self, op: str, *, timeout_s: float = CALL_TIMEOUT_S, **fields: Any) -> Mapping[str, Any]:
         """The answer to any other message of the protocol. Raises: RequestError."""
         connection = self._connection
-        message = {"op": op, "id": connection.talk.next_id(), **fields}
-        flight = connection.call(message, timeout_s)
-        connection.ask(flight)
-        self._wait([flight])
+        flight = connection.call(op, fields, timeout_s)
+        try:
+            connection.ask(flight)
+            self._wait()
+        except BaseException:
+            connection.cancel(flight)
+            raise
         if isinstance(flight.result, RequestError):
             raise flight.result
         answer: Mapping[str, Any] = flight.result
         return answer
 
-    def _wait(self, flights: Sequence[PendingRequest]) -> None:
+    def _wait(self) -> None:
+        """Returns when all requests in flight have their outcomes."""
         connection = self._connection
-        left = {id(flight) for flight in flights if flight.result is None}
-        while left:
+        first_s = 0.0  # no deadline is earlier
+        while connection.flights:
             now = time.monotonic()
-            for flight in connection.expired(now):
-                flight.result = connection.no_answer(flight)
-                left.discard(id(flight))
-            if not left:
-                return
-            first_s = min(flight.deadline_s for flight in connection.flights.values())
+            if now >= first_s:
+                for flight in connection.expired(now):
+                    flight.result = connection.no_answer(flight)
+                first_s = min((flight.deadline_s for flight in connection.flights.values()), default=now)
+                continue
             for socket in connection.sockets:
                 self._poller.register(
                     socket.sock, zmq.POLLIN | zmq.POLLOUT if socket.up and connection.waits(socket) else zmq.POLLIN
@@ -213,5 +211,4 @@ class Client:
             watched = connection.watch() if any(socket.monitor in ready for socket in connection.sockets) else ()
             for flight, outcome in itertools.chain(watched, connection.read()):
                 flight.result = outcome
-                left.discard(id(flight))
             connection.ask_waiting()

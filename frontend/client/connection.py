@@ -8,12 +8,12 @@ import asyncio
 import struct
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgpack
 import zmq
+import zmq.backend
 
 from .codes import AnswerStatus, ErrorCode
 from .conversation import (
@@ -35,28 +35,48 @@ INFER = "infer"
 BUDGET_S_MAX = 1e6  # longest budget that is waited for
 UNSENT_MAX = 100_000  # requests that may wait here
 CANCELS_MAX = 100_000  # that may wait for room on one connection; what exceeds them ends with its budget
+TOGETHER_MAX = 256  # requests of one turn of a loop that wait for its end
 SENDING_MAX = 1_000  # requests queued in ZeroMQ per connection; their budgets no longer shrink
 FULL_RETRY_MS = 100.0
+NOBLOCK, READABLE = int(zmq.NOBLOCK), int(zmq.POLLIN)  # plain numbers: those of an enum take longer
+# without the layer of pyzmq that looks for options nobody has set
+plain_send, plain_recv = zmq.backend.Socket.send, zmq.backend.Socket.recv
 EVENT = struct.Struct("=H")  # of a monitor's message: the event
 EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 
-@dataclass(slots=True)
 class PendingRequest:
     """One request in flight."""
 
-    message: dict[str, Any]
-    body: bytes  # the message, packed
-    frames: list[Any]
-    deadline_s: float  # when the client gives it up
-    budget_s: float | None  # as requested, or the target's own; None: not known
-    asked_s: float
-    socket: "FrontendSocket | None" = None  # on which it was sent
-    timeout_s: float | None = None  # after this its caller gives it up; None: a grace after its budget, or call's time
-    late: bool = False  # it is sent later than it was asked, with what is left of its budget
-    again: bool = False  # sent more than once
-    future: "asyncio.Future[Any] | None" = None
-    result: Any = None
+    __slots__ = (
+        "again", "asked_s", "body", "budget_s", "call", "deadline_s", "frames", "future", "late", "op", "result",
+        "socket", "timeout_s",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        call: int,
+        op: str,
+        body: bytes,
+        frames: Sequence[Any],
+        deadline_s: float,
+        budget_s: float | None,
+        asked_s: float,
+        timeout_s: float | None = None,
+    ) -> None:
+        self.call = call  # its id
+        self.op = op
+        self.body = body  # the message, packed
+        self.frames = frames
+        self.deadline_s = deadline_s  # when the client gives it up
+        self.budget_s = budget_s  # as requested, or the target's own; None: not known
+        self.asked_s = asked_s
+        self.timeout_s = timeout_s  # after this its caller gives it up; None: a grace after its budget, or call's time
+        self.socket: FrontendSocket | None = None  # on which it was sent
+        self.late = False  # it is sent later than it was asked, with what is left of its budget
+        self.again = False  # sent more than once
+        self.future: asyncio.Future[Any] | None = None
+        self.result: Any = None
 
 
 class FrontendSocket:
@@ -107,10 +127,29 @@ class FrontendSocket:
         self.sock.disconnect(self._endpoint)
         self._connect()
 
-    def send(self, parts: Sequence[Any]) -> bool:
-        """Sends the message. Returns False if there is no room."""
+    def send(self, body: bytes, frames: Sequence[Any] = ()) -> bool:
+        """Sends the message; its frames are not copied. Returns False if there is no room."""
         try:
-            self.sock.send_multipart(parts, zmq.NOBLOCK, copy=len(parts) == 1)
+            if frames:
+                self.sock.send_multipart([body, *frames], NOBLOCK, copy=False)
+            else:
+                plain_send(self.sock, body, NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self, found: list[list[Any]], most: int) -> bool:
+        """Adds at most so many messages that have arrived, each as its frames. Returns whether there may be more."""
+        sock = self.sock
+        try:
+            while most > 0:
+                frame = plain_recv(sock, NOBLOCK, False)
+                parts = [frame.buffer]
+                while frame.more:
+                    frame = plain_recv(sock, NOBLOCK, False)
+                    parts.append(frame.buffer.toreadonly())  # arrays that are made of it are nobody's to change
+                found.append(parts)
+                most -= 1
         except zmq.Again:
             return False
         return True
@@ -124,7 +163,7 @@ class FrontendSocket:
     def send_cancels(self) -> bool:
         """Sends the cancels that there is room for. Returns whether there was any."""
         waited = len(self.cancels)
-        while self.cancels and self.send([packed({"op": "cancel", "id": self.cancels[0]})]):
+        while self.cancels and self.send(packed({"op": "cancel", "id": self.cancels[0]})):
             self.cancels.popleft()
         return len(self.cancels) < waited
 
@@ -132,6 +171,11 @@ class FrontendSocket:
     def is_ready(self) -> bool:
         """Whether a message can be read, or sent, now."""
         return bool(int(self.sock.getsockopt(zmq.EVENTS)) & (zmq.POLLIN | zmq.POLLOUT if self.up else zmq.POLLIN))
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether a message can be read now."""
+        return bool(int(self.sock.getsockopt(zmq.EVENTS)) & READABLE)
 
     def close(self) -> None:
         """The socket is closed."""
@@ -149,27 +193,55 @@ class Connection:
         self.talk = Conversation()
         self.flights: dict[int, PendingRequest] = {}  # {id: request}, unanswered ones
         self._unsent: dict[int, PendingRequest] = {}  # {id: request}, those that wait for a connection, oldest first
+        self._together: list[PendingRequest] = []  # of this turn of the loop, in order; sent at its end
+        self._refused: list[tuple[PendingRequest, Any]] = []  # of the earlier ones of this turn, with their outcomes
         self._context = zmq.Context()
         each = [addresses] if isinstance(addresses, str) else addresses
         self.sockets = [FrontendSocket(self._context, address, keys) for address in each]
         self._turn = 0  # index of the socket for the next request
         self.closed = False
 
-    def ask(self, flight: PendingRequest) -> None:
-        """Sends the request, or queues it for a connection. Raises: Rejected (too many wait), Invalid, Disconnected."""
-        call = flight.message["id"]
+    def ask(self, flight: PendingRequest, *, together: bool = False) -> None:
+        """Sends the request, or queues it for a connection. Raises: Rejected (too many wait), Invalid, Disconnected.
+
+        `together`: it may wait for `send_together`, which is called soon; what is sent at once is received at once.
+        """
+        call = flight.call
         if self.closed:
             raise closed()
         refusal = self.talk.too_large(flight.frames) if flight.frames else None
         if refusal is not None:
             raise refusal
         self.flights[call] = flight  # first: Ctrl-C may come as soon as it has left
+        if together and not self._unsent:
+            if len(self._together) >= TOGETHER_MAX:
+                self._refused = self.send_together()
+            self._together.append(flight)
+            return
+        full = self._ask(flight)
+        if full is not None:
+            raise full
+
+    def _ask(self, flight: PendingRequest) -> Rejected | None:
+        """Sends the request, or queues it. Returns its outcome if there is no room."""
         if self._unsent or not self._send(flight):
             if len(self._unsent) >= UNSENT_MAX:
-                del self.flights[call]
-                raise self._full()
+                del self.flights[flight.call]
+                return self._full()
             flight.late = True
-            self._unsent[call] = flight
+            self._unsent[flight.call] = flight
+        return None
+
+    def send_together(self) -> list[tuple[PendingRequest, Any]]:
+        """Sends the requests that were to be sent together. Returns those that are refused, each with its outcome."""
+        flights, self._together = self._together, []
+        refused, self._refused = self._refused, []
+        for flight in flights:
+            if self.flights.get(flight.call) is flight:
+                refusal = self._ask(flight)
+                if refusal is not None:
+                    refused.append((flight, refusal))
+        return refused
 
     def _full(self) -> Rejected:
         text = (
@@ -180,13 +252,13 @@ class Connection:
 
     def cancel(self, flight: PendingRequest) -> None:
         """Nobody waits for the request any more: it is forgotten, and the frontend that has it is told."""
-        call = flight.message["id"]
+        call = flight.call
         if self.flights.get(call) is not flight:
             return
         del self.flights[call]
         self._unsent.pop(call, None)
         socket = flight.socket
-        if socket is None or flight.message["op"] != INFER or self.closed:
+        if socket is None or flight.op != INFER or self.closed:
             return  # only an infer is work that can be spared
         socket.cancel(call)
 
@@ -237,81 +309,105 @@ class Connection:
             left_s = flight.budget_s - (time.monotonic() - flight.asked_s)
             if left_s <= 0:
                 return True
-            flight.message["slo_ms"] = left_s * 1e3
-            flight.body = packed(flight.message)
-        parts = [flight.body, *flight.frames]
+            message = msgpack.unpackb(flight.body, strict_map_key=False)
+            message["slo_ms"] = left_s * 1e3
+            flight.body = packed(message)
         for _ in self.sockets:
             socket = self.sockets[self._turn]
             self._turn = (self._turn + 1) % len(self.sockets)
             if socket.up:
                 flight.socket = socket
-                if socket.send(parts):
+                if socket.send(flight.body, flight.frames):
                     return True
         flight.socket = None
         return False
 
-    def read(self) -> Iterable[tuple[PendingRequest, Any]]:
-        """Yields (request, outcome) for every answer that has arrived."""
+    def read(self) -> list[tuple[PendingRequest, Any]]:
+        """(request, outcome) for every answer that has arrived."""
+        found: list[tuple[PendingRequest, Any]] = []
         for socket in self.sockets:
-            yield from self._read(socket.sock)
+            if socket.is_readable:
+                self._read(socket, found)
+        return found
 
-    def watch(self) -> Iterable[tuple[PendingRequest, Any]]:
+    def watch(self) -> list[tuple[PendingRequest, Any]]:
         """To be called when a monitor is readable.
 
         As `read`; requests open on a lost connection then wait to be sent again.
         """
+        found: list[tuple[PendingRequest, Any]] = []
         for socket in self.sockets:
             if socket.lost():
-                yield from self._read(socket.sock)
+                self._read(socket, found)
                 socket.forget()
                 open_ = {call: flight for call, flight in self.flights.items() if flight.socket is socket}
                 for flight in open_.values():
                     flight.socket = None
                     flight.late = flight.again = True
                 self._unsent = {**open_, **self._unsent}
+        return found
 
-    def _read(self, sock: "zmq.Socket[bytes]") -> Iterable[tuple[PendingRequest, Any]]:
-        while True:
-            try:
-                parts = sock.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            try:
-                header = msgpack.unpackb(parts[0])
-                flight = self.flights.get(header.get("id"))
-            except Exception:
-                continue
-            if flight is None:
-                continue
-            try:
-                outcome = self.talk.understand(header, parts[1:])
-            except Exception as error:
-                outcome = Failed(error_answer(AnswerStatus.FAILED, ErrorCode.BAD_ANSWER, str(error)))
-            if flight.again and isinstance(outcome, Invalid) and outcome.code == ErrorCode.DUPLICATE_ID:
-                continue  # the connection only seemed lost; the first copy is still being answered
-            del self.flights[header["id"]]
-            yield flight, outcome
+    def _read(self, socket: FrontendSocket, found: list[tuple[PendingRequest, Any]]) -> None:
+        """Adds (request, outcome) for all that has arrived on this connection."""
+        more = True
+        while more:
+            messages: list[list[Any]] = []
+            # an empty socket says so by an exception: it is not asked once more if no answer is missing
+            more = socket.receive(messages, len(self.flights) or 1)
+            for parts in messages:
+                self._understand(parts, found)
+            more = more and (bool(self.flights) or socket.is_readable)
 
-    def request(
-        self, message: dict[str, Any], frames: list[Any], budget_s: float | None, timeout_s: float | None = None
+    def _understand(self, parts: list[Any], found: list[tuple[PendingRequest, Any]]) -> None:
+        """Adds (request, outcome) if the message is the answer to a request in flight."""
+        try:
+            header = msgpack.unpackb(parts[0])
+            flight = self.flights.get(header.get("id"))
+        except Exception:
+            return
+        if flight is None:
+            return
+        try:
+            outcome = self.talk.understand(header, parts[1:])
+        except Exception as error:
+            outcome = Failed(error_answer(AnswerStatus.FAILED, ErrorCode.BAD_ANSWER, str(error)))
+        if flight.again and isinstance(outcome, Invalid) and outcome.code == ErrorCode.DUPLICATE_ID:
+            return  # the connection only seemed lost; the first copy is still being answered
+        del self.flights[flight.call]
+        found.append((flight, outcome))
+
+    def infer(
+        self, target: RequestTarget, x: Any, slo_ms: Any, timeout_s: float | None, options: Mapping[str, Any]
     ) -> PendingRequest:
-        """A new infer request for a model or an application, ready for `ask`.
+        """A new infer request for a model or an application, ready for `ask`. Raises: Invalid; TypeError.
 
         It is given up after `timeout_s`, or a grace after its budget, whichever comes first.
         """
+        talk = self.talk
+        call = talk.next_id()
+        form = talk.form(target)
+        made = None if form is None else form.infer(call, x, slo_ms, options)
+        if made is None:
+            message, frames = talk.infer(call, target, x, options_of(slo_ms, options))
+            made = packed(message), frames
+        budget_s = budget_of(self, target, slo_ms)
+        return self.request(call, made[0], made[1], budget_s, timeout_s)
+
+    def request(
+        self, call: int, body: bytes, frames: Sequence[Any], budget_s: float | None, timeout_s: float | None = None
+    ) -> PendingRequest:
+        """The infer request with this id and message, ready for `ask`."""
         now = time.monotonic()
         wait_s = (CALL_TIMEOUT_S if budget_s is None else budget_s) + GRACE_S
         if timeout_s is not None and timeout_s >= wait_s:
             timeout_s = None
-        return PendingRequest(
-            message, packed(message), frames, now + (wait_s if timeout_s is None else timeout_s), budget_s, now,
-            timeout_s=timeout_s,
-        )  # fmt: skip
+        deadline_s = now + (wait_s if timeout_s is None else timeout_s)
+        return PendingRequest(call, INFER, body, frames, deadline_s, budget_s, now, timeout_s)
 
-    def call(self, message: dict[str, Any], timeout_s: float) -> PendingRequest:
-        """A new request of any other kind, ready for `ask`."""
-        now = time.monotonic()
-        return PendingRequest(message, packed(message), [], now + timeout_s, None, now)
+    def call(self, op: str, fields: Mapping[str, Any], timeout_s: float) -> PendingRequest:
+        """A new request of any other kind, ready for `ask`. Raises: Invalid; TypeError."""
+        call, now = self.talk.next_id(), time.monotonic()
+        return PendingRequest(call, op, packed({"op": op, "id": call, **fields}), [], now + timeout_s, None, now)
 
     def expired(self, now: float) -> list[PendingRequest]:
         """Gives up and returns the requests whose time is over without an answer."""

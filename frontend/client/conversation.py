@@ -5,16 +5,17 @@ Needs msgpack's maps and numpy; of gearmesh only the codes, which are plain data
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from . import strings
 from .codes import AnswerStatus, ErrorCode
-
-FRAMED_BYTES = 64 * 1024  # larger tensors travel as frames of their own, not copied
+from .forms import FRAMED_BYTES, RequestForm
+from .prediction import Prediction as Prediction
+from .prediction import prediction_of
 
 Array = npt.NDArray[Any]
 Inputs = Array | Mapping[str, Array] | Sequence[Any]
@@ -64,41 +65,7 @@ ERRORS: dict[str, type[RequestError]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """An ok answer."""
-
-    outputs: dict[str, Array]  # {name: [rows, ...]}
-    model: str
-    version: str
-    latency_ms: float  # measured by the frontend, from receipt to answer
-    predicted_ms: float | None  # predicted by admission
-    batch_size: int | None
-    device: str | None
-    answer: Mapping[str, Any] = field(repr=False)  # the whole answer without the tensors' data
-    cached: bool = False
-    app: str | None = None  # this and the fields below: only for an application
-    default_used: bool = False  # the output is the application's default, not a model's; `answer["error"]` says why
-    confidence: float | None = None
-    models_used: tuple[str, ...] = ()
-    decision_id: str | None = None  # for `feedback`
-    margin: float | None = None  # between the two most probable classes; None if there are no classes
-    disagreement: float | None = None  # 0: all models that answered agree; unusual inputs make them disagree
-    batch_padded: int | None = None  # rows that were computed: `batch_size`, those asked for, and padding
-    request: int | None = None  # the number that the request log has
-
-    def __getitem__(self, name: str) -> Array:
-        """The output of this name. Raises: KeyError."""
-        return self.outputs[name]
-
-    @property
-    def output(self) -> Array:
-        """The first output."""
-        return next(iter(self.outputs.values()))
-
-
-@dataclass(frozen=True, slots=True)
-class RequestTarget:
+class RequestTarget(NamedTuple):
     """The model or application that a request asks."""
 
     name: str
@@ -125,11 +92,27 @@ class Conversation:
         self.specs: dict[str, dict[str, Any]] = {}  # {model: its entry in the answer to "models"}
         self.apps: dict[str, dict[str, Any]] = {}  # {application: its entry in the answer to "apps"}
         self.frame_bytes_max: int | None = None  # that frontends take; None: not known
+        self._forms: dict[
+            RequestTarget, RequestForm
+        ] = {}  # of targets that were asked; each has the spec it is made of
         self._ids = itertools.count(1)
 
     def next_id(self) -> int:
         """An id that this client has not used yet."""
         return next(self._ids)
+
+    def form(self, target: RequestTarget) -> RequestForm | None:
+        """The form of requests for a target that is known; None: it is not known."""
+        spec = (self.apps if target.app else self.specs).get(target.name)
+        if spec is None:
+            return None
+        form = self._forms.get(target)
+        if form is None or form.spec is not spec:
+            form = RequestForm(spec, target.name, app=target.app)
+            if len(self._forms) > len(self.specs) + len(self.apps):  # of targets that are no more
+                self._forms.clear()
+            self._forms[target] = form
+        return form
 
     def learn(self, answer: Mapping[str, Any]) -> None:
         """Takes in the answer to "models"."""
@@ -141,12 +124,12 @@ class Conversation:
         self.apps = {app["name"]: app for app in answer["apps"]}
         self.frame_bytes_max = answer.get("frame_bytes_max")
 
-    def spec(self, target: "RequestTarget") -> Mapping[str, Any]:
+    def spec(self, target: RequestTarget) -> Mapping[str, Any]:
         """The description of a model or an application; empty if it is not known."""
         return (self.apps if target.app else self.specs).get(target.name, {})
 
     def infer(
-        self, call: int, target: "RequestTarget", x: Inputs, options: Mapping[str, Any]
+        self, call: int, target: RequestTarget, x: Inputs, options: Mapping[str, Any]
     ) -> tuple[dict[str, Any], list[Any]]:
         """(header, frames) of an infer request; small tensors are inside the header."""
         tensors = self._tensors(target, x)
@@ -164,7 +147,7 @@ class Conversation:
         message["inputs"] = inputs
         return message, frames
 
-    def _tensors(self, target: "RequestTarget", x: Inputs) -> "list[SentTensor]":
+    def _tensors(self, target: RequestTarget, x: Inputs) -> "list[SentTensor]":
         """The inputs in the model's dtypes, contiguous and little endian; a single row gets a batch dimension."""
         specs = self.spec(target).get("inputs", [])
         given: Mapping[str, Any] = x if isinstance(x, Mapping) else {specs[0]["name"] if specs else "x": x}
@@ -211,31 +194,14 @@ class Conversation:
         outputs = {}
         for i, tensor in enumerate(header.pop("outputs")):
             data = frames[i] if frames else tensor["data"]
-            if tensor["dtype"] in strings.VARIABLE:
-                outputs[tensor["name"]] = strings.array_of(data, tensor["dtype"], tensor["shape"])
+            dtype = tensor["dtype"]
+            if dtype in strings.VARIABLE:
+                outputs[tensor["name"]] = strings.array_of(data, dtype, tensor["shape"])
                 continue
-            dtype = np.dtype(tensor["dtype"]).newbyteorder("<")
-            outputs[tensor["name"]] = np.frombuffer(data, dtype).reshape(tensor["shape"])
-        return Prediction(
-            outputs,
-            header.get("model", ""),
-            header.get("version", ""),
-            header.get("latency_ms", 0.0),
-            header.get("predicted_ms"),
-            header.get("batch_size"),
-            header.get("device"),
-            header,
-            bool(header.get("cached")),
-            header.get("app"),
-            bool(header.get("default_used")),
-            header.get("confidence"),
-            tuple(header.get("models_used") or ()),
-            header.get("decision_id"),
-            header.get("margin"),
-            header.get("disagreement"),
-            header.get("batch_padded"),
-            header.get("request"),
-        )
+            outputs[tensor["name"]] = np.frombuffer(data, WIRE_DTYPES.get(dtype) or _wire_dtype(dtype)).reshape(
+                tensor["shape"]
+            )
+        return prediction_of(outputs, header)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +227,19 @@ class SentTensor:
         if self.elements is None:
             return self.array.reshape(-1).view(np.uint8).data
         return strings.packed(self.elements)
+
+
+def _wire_dtype(name: str) -> np.dtype[Any]:
+    return np.dtype(name).newbyteorder("<")
+
+
+WIRE_DTYPES = {
+    name: _wire_dtype(name)
+    for name in (
+        "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32",
+        "float64",
+    )
+}  # fmt: skip
 
 
 def error_answer(status: AnswerStatus, code: ErrorCode, message: str, **fields: Any) -> dict[str, Any]:

@@ -1,18 +1,17 @@
 """What is open, found by the connection that asked for it and the id that it has there. Pure."""
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
 class OpenByClient(Generic[T]):
     """{connection: {id: what is open}}. All that one connection has open is found without looking at the others'."""
 
-    _clients: dict[Hashable, dict[int | str, T]] = field(default_factory=dict)  # no connection that has nothing open
-    _count: int = 0
+    def __init__(self) -> None:
+        self._clients: dict[Hashable, dict[int | str, T]] = {}  # no connection that has nothing open
+        self._count = 0
 
     def __len__(self) -> int:
         return self._count

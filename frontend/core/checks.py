@@ -84,23 +84,36 @@ class InputRules:
         self._name, self._dtype, self._rest = first.name, first.dtype, list(first.shape[1:])
         self._row_bytes = byte_count(first.dtype, self._rest) if self._single else 0
 
+    def plain(self, request: InferRequest, frames: Sequence[bytes | memoryview]) -> bytes | memoryview | None:
+        """The only input of a request that fits a model with one input and no open dimensions, not copied. None: it is
+        none of these, or something is wrong.
+        """
+        inputs = request.inputs
+        if not self._single or len(inputs) != 1:
+            return None
+        tensor = inputs[0]
+        shape, inside = tensor.shape, tensor.data
+        if not frames:
+            if inside is None or isinstance(inside, list):
+                return None
+            data: bytes | memoryview = inside
+        elif inside is None and len(frames) == 1:
+            data = frames[0]
+        else:
+            return None
+        if not shape or tensor.dtype != self._dtype or tensor.name != self._name:
+            return None
+        rows = shape[0]
+        if not 1 <= rows <= self.rows_max or len(data) != rows * self._row_bytes or shape[1:] != self._rest:
+            return None
+        return data
+
     def check(self, request: InferRequest, frames: Sequence[bytes | memoryview]) -> Checked:
         """The request's tensors in the order of the spec, not copied. Raises: RequestRefused, which names the field."""
-        if self._single and len(request.inputs) == 1:
-            tensor = request.inputs[0]
-            shape = tensor.shape
-            data = frames[0] if len(frames) == 1 and tensor.data is None else tensor.data if not frames else None
-            if (
-                data is not None
-                and shape
-                and 1 <= shape[0] <= self.rows_max
-                and len(data) == shape[0] * self._row_bytes
-                and tensor.dtype == self._dtype
-                and tensor.name == self._name
-                and shape[1:] == self._rest
-                and not isinstance(data, list)
-            ):
-                return Checked(shape[0], [data])
+        if self._single:
+            data = self.plain(request, frames)
+            if data is not None:
+                return Checked(request.inputs[0].shape[0], [data])
         elif len(request.inputs) == len(self._quick) and len(frames) in (0, len(self._quick)):
             found = self._look(request.inputs, frames)
             if found is not None:

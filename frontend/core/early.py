@@ -22,6 +22,7 @@ class Early:
     request: protocol.Asking
     frames: Sequence[Any]
     received_s: float
+    header_bytes: int = 0  # of the whole header, with the tensors in it
 
     @property
     def size(self) -> int:

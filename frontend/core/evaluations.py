@@ -38,14 +38,12 @@ class Evaluations:
     def __init__(self, table: RequestTable, cache: PredictionCache[Call]) -> None:
         self.table, self.cache = table, cache
 
-    def enter(self, call: Call, tensors: Tensors, cached: bool) -> EvaluationStart:
-        """Enters a call.
+    def enter(self, call: Call, tensors: Tensors) -> EvaluationStart:
+        """Enters a call for which the cache may be used, and is in use: any other is only opened in the table.
 
-        `cached`: the caller and the model allow the cache. With outputs, the call has ended unopened.
+        With outputs, the call has ended unopened.
         """
         cache = self.cache
-        if not cached or not cache.on:
-            return EvaluationStart(parts=self.table.open(call, tensors))
         edition = call.spec.edition(call.ref)
         sizes = call.sizes
         key = cache.key(edition, tensors, sizes)

@@ -16,8 +16,7 @@ What waits is bounded in number and bytes, of which one client has a share (shar
 
 from collections import deque
 from collections.abc import Hashable
-from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from frontend.core.shares import fits
 
@@ -39,21 +38,26 @@ def may_wait(waited_s: float, more_s: float, budget_s: float) -> bool:
     )
 
 
-class WaitingMessage(NamedTuple):
+class WaitingMessage:
     """A message that was read."""
 
-    header: bytes
-    frames: list[Any]
-    arrived_s: float  # not before that
-    size: int  # bytes in memory
+    __slots__ = ("arrived_s", "frames", "header", "size")
+
+    def __init__(self, header: bytes | memoryview, frames: list[Any], arrived_s: float, size: int) -> None:
+        self.header = header
+        self.frames = frames
+        self.arrived_s = arrived_s  # not before that
+        self.size = size  # bytes in memory
 
 
-@dataclass(slots=True)
 class ClientQueue:
     """Messages of one client, oldest first."""
 
-    messages: deque[WaitingMessage] = field(default_factory=deque)
-    bytes: int = 0
+    __slots__ = ("bytes", "messages")
+
+    def __init__(self) -> None:
+        self.messages: deque[WaitingMessage] = deque()
+        self.bytes = 0
 
 
 class Inbox(Generic[C]):
@@ -81,7 +85,7 @@ class Inbox(Generic[C]):
             return self._pace_s * (len(self._queues) + 1)
         return self._pace_s * (len(queue.messages) + 1) * len(self._queues)
 
-    def put(self, client: C, header: bytes, frames: list[Any], arrived_s: float) -> bool:
+    def put(self, client: C, header: bytes | memoryview, frames: list[Any], arrived_s: float) -> bool:
         """The message waits behind its client's earlier ones. False: it does not, as there is no room for it."""
         size = MESSAGE_BYTES + len(header)
         if frames:

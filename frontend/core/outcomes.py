@@ -6,7 +6,6 @@ thing is deployed. What applications ask of models is no client's request, and i
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from heapq import nlargest
 from typing import Any
 
@@ -29,15 +28,15 @@ def outcome_of(status: str, code: str) -> str:
     return status if status in OUTCOMES else str(AnswerStatus.FAILED)
 
 
-@dataclass(slots=True)
 class OutcomeTally:
     """Requests that have ended, since the frontend started."""
 
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))  # {outcome: requests}
-    in_time: int = 0  # of the ok ones: by the deadline
-    cold: int = 0  # of the ok ones: the model was on no device when it arrived
-    cached: int = 0  # of the ok ones: answered from the prediction cache
-    latency_s: Histogram = field(default_factory=lambda: Histogram(SECONDS))  # of the ok ones, from receipt to answer
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = dict.fromkeys(OUTCOMES, 0)  # {outcome: requests}
+        self.in_time = 0  # of the ok ones: by the deadline
+        self.cold = 0  # of the ok ones: the model was on no device when it arrived
+        self.cached = 0  # of the ok ones: answered from the prediction cache
+        self.latency_s = Histogram(SECONDS)  # of the ok ones, from receipt to answer
 
     def merge(self, other: "OutcomeTally") -> None:
         """The other's requests are counted here, too."""
@@ -76,17 +75,17 @@ class OutcomeTally:
         return told
 
 
-@dataclass(slots=True)
 class Outcomes:
     """All of one frontend."""
 
-    _models: NamedTallies[OutcomeTally] = field(default_factory=lambda: NamedTallies(OutcomeTally))
-    _applications: NamedTallies[OutcomeTally] = field(default_factory=lambda: NamedTallies(OutcomeTally))
-    _asks: NamedTallies[OutcomeTally] = field(default_factory=lambda: NamedTallies(OutcomeTally))  # by model
-    _by_ref: dict[str, Sequence[OutcomeTally]] = field(default_factory=dict)  # {version: its}, since the last table
-    _brief: dict[str, OutcomeTally] = field(default_factory=dict)  # {deployed model without a label: its own part}
-    _unknown: OutcomeTally = field(default_factory=OutcomeTally)  # nothing that is deployed was named
-    _unlogged: Counter[str] = field(default_factory=Counter)  # {outcome: requests and asks of models in nobody's log}
+    def __init__(self) -> None:
+        self._models: NamedTallies[OutcomeTally] = NamedTallies(OutcomeTally)
+        self._applications: NamedTallies[OutcomeTally] = NamedTallies(OutcomeTally)
+        self._asks: NamedTallies[OutcomeTally] = NamedTallies(OutcomeTally)  # by model
+        self._by_ref: dict[str, Sequence[OutcomeTally]] = {}  # {version: its}, since the last table
+        self._brief: dict[str, OutcomeTally] = {}  # {deployed model without a label: its own part}
+        self._unknown = OutcomeTally()  # nothing that is deployed was named
+        self._unlogged: Counter[str] = Counter()  # {outcome: requests and asks of models in nobody's log}
 
     def table_changed(self, table: wire.Table) -> None:
         """What is deployed by this table has tallies of its own."""

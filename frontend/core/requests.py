@@ -7,7 +7,6 @@ that its client gives it up.
 
 import heapq
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from frontend.core.by_client import OpenByClient
@@ -20,20 +19,21 @@ from mesh.tensors import byte_count
 REFUSAL_S = 0.015  # a call waits at least this long, so that a refusal arrives with its reason even on a smaller budget
 
 
-@dataclass(slots=True)
 class RequestTable:
     """All calls in flight in one frontend."""
 
-    in_flight_max: int
-    bytes_max: int
-    bytes_held: int = 0  # inputs of open calls that have parts
-    _calls: OpenByClient[Call] = field(default_factory=OpenByClient)
-    _parts: dict[int, CallPart] = field(default_factory=dict)  # {number: part without outputs of an open call}
-    _deadlines: list[tuple[float, int, Call]] = field(default_factory=list)  # heap; may still hold answered calls
-    _count: int = 0  # parts so far
-    _opened: int = 0  # calls so far
-    _ended_in_heap: int = 0  # answered calls in the heap
-    _shares: Shares = field(default_factory=Shares)  # what each client, told apart as controllers do, has of the limits
+    def __init__(self, in_flight_max: int, bytes_max: int) -> None:
+        self.in_flight_max = in_flight_max
+        self.bytes_max = bytes_max
+        self.bytes_held = 0  # inputs of open calls that have parts
+        self.released: list[CallPart] = []  # have ended, but what was kept of their inputs is still there
+        self._calls: OpenByClient[Call] = OpenByClient()
+        self._parts: dict[int, CallPart] = {}  # {number: part without outputs of an open call}
+        self._deadlines: list[tuple[float, int, Call]] = []  # heap; may still hold answered calls
+        self._count = 0  # parts so far
+        self._opened = 0  # calls so far
+        self._ended_in_heap = 0  # answered calls in the heap
+        self._shares = Shares()  # what each client, told apart as controllers do, has of the limits
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -91,22 +91,26 @@ class RequestTable:
         self._calls.add(call.client, call.id, call)
         self._shares.opened(call.asker)
         self._opened += 1
-        expires_s = max(call.deadline_s, call.received_s + REFUSAL_S)
+        expires_s, least_s = call.deadline_s, call.received_s + REFUSAL_S
+        if expires_s < least_s:
+            expires_s = least_s
         heapq.heappush(self._deadlines, (expires_s, self._opened, call))
 
     def start(self, call: Call, tensors: Sequence[bytes | memoryview]) -> list[CallPart]:
         """Gives an open call without parts its parts, and returns them, to be submitted."""
+        parts = call.parts
         if call.rows <= call.spec.batch_max:
-            call.parts.append(self._add(call, call.rows, tensors))
+            parts.append(self._add(call, call.rows, tensors))
         else:
             for rows, parted in split(call.spec, call.rows, call.extents, tensors, call.spec.batch_max):
-                call.parts.append(self._add(call, rows, parted))
-        call.first = call.parts[0].number
-        call.missing = len(call.parts)
-        call.size = sum(map(len, tensors))
-        self.bytes_held += call.size
-        self._shares.add_bytes(call.asker, call.size)
-        return call.parts
+                parts.append(self._add(call, rows, parted))
+        call.first = parts[0].number
+        call.missing = len(parts)
+        size = len(tensors[0]) if len(tensors) == 1 else sum(map(len, tensors))
+        call.size = size
+        self.bytes_held += size
+        self._shares.add_bytes(call.asker, size)
+        return parts
 
     def end(self, call: Call) -> None:
         """Ends the call: it got the outputs that it waited for, or is given up."""
@@ -148,7 +152,7 @@ class RequestTable:
         call.parts[place : place + 1] = halves
         call.missing += len(halves) - 1
         del self._parts[number]
-        part.tensors = ()
+        self._release(part)
         return halves
 
     def _add(self, call: Call, rows: int, tensors: Sequence[bytes | memoryview]) -> CallPart:
@@ -167,6 +171,11 @@ class RequestTable:
         """Whether the outputs of this part are awaited."""
         return number in self._parts
 
+    def inputs(self, number: int) -> Sequence[bytes | memoryview]:
+        """The inputs of this part; empty if it has ended."""
+        part = self._parts.get(number)
+        return () if part is None else part.tensors
+
     def outputs(
         self,
         number: int,
@@ -182,12 +191,16 @@ class RequestTable:
         if part is None:
             return None  # the call has ended already
         part.outputs = outputs
-        part.call.missing -= 1
-        if part.call.missing:
+        call = part.call
+        call.missing -= 1
+        if call.missing:
             return None
-        pieces = [each.outputs for each in part.call.parts if each.outputs is not None]
-        self._end(part.call)
-        return Completed(part.call, batch_size, predicted_s, device, cold, batch_padded, pieces)
+        if len(call.parts) == 1:
+            pieces: list[Sequence[Any]] = [outputs]
+        else:
+            pieces = [each.outputs for each in call.parts if each.outputs is not None]
+        self._end(call)
+        return Completed(call, batch_size, predicted_s, device, cold, batch_padded, pieces)
 
     def end_if_malformed(self, number: int, outputs: Sequence[bytes | memoryview], shapes: Shapes = ()) -> Call | None:
         """Checks a part's outputs: if their number or sizes are not the model's, ends the call and returns it.
@@ -197,6 +210,12 @@ class RequestTable:
         part = self._parts.get(number)
         if part is None:
             return None
+        form = part.call.form
+        if form is not None:
+            if form.fits(part.rows, outputs):
+                return None
+            self._end(part.call)
+            return part.call
         rules = part.call.rules
         if rules is not None:
             try:
@@ -286,7 +305,7 @@ class RequestTable:
         self._shares.ended(call.asker, call.size)
         for part in call.parts:
             self._parts.pop(part.number, None)
-            part.tensors = ()  # the call stays in the heap for a while, but must not keep this memory
+            self._release(part)  # the call stays in the heap for a while, but must not keep this memory
             if part.outputs is not None:
                 part.outputs = ()
         self._ended_in_heap += 1
@@ -294,6 +313,12 @@ class RequestTable:
             self._deadlines = [entry for entry in self._deadlines if not entry[2].answered]
             heapq.heapify(self._deadlines)
             self._ended_in_heap = 0
+
+    def _release(self, part: CallPart) -> None:
+        """The part's inputs are not needed any more."""
+        part.tensors = ()
+        if part.kept is not None:
+            self.released.append(part)
 
     def check(self) -> None:
         """Asserts every invariant."""

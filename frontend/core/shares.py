@@ -8,8 +8,6 @@ Source: Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory 
 on Networking 6(2), 1998.
 """
 
-from dataclasses import dataclass, field
-
 SHARE = 4
 
 
@@ -23,19 +21,21 @@ def fit_all(held_by_all: int, most: int) -> bool:
     return held_by_all * (SHARE + 1) < SHARE * most
 
 
-@dataclass(slots=True)
 class ClientShare:
     """What one client holds."""
 
-    calls: int = 0
-    bytes: int = 0
+    __slots__ = ("bytes", "calls")
+
+    def __init__(self, calls: int = 0) -> None:
+        self.calls = calls
+        self.bytes = 0
 
 
-@dataclass(slots=True)
 class Shares:
     """What each client holds, by the number that tells clients apart."""
 
-    _held: dict[int, ClientShare] = field(default_factory=dict)  # without those that hold nothing
+    def __init__(self) -> None:
+        self._held: dict[int, ClientShare] = {}  # without those that hold nothing
 
     def of(self, asker: int) -> ClientShare:
         """What this client holds; not to be changed."""

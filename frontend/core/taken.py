@@ -6,7 +6,7 @@ from enum import Enum
 
 from mesh import wire
 
-CONFIRM_BYTES = 4 << 20  # so many bytes of frames are confirmed at once; fewer with the next heartbeat
+CONFIRM_BYTES = 4 << 20  # so many bytes of frames and slots are confirmed at once; fewer with the next heartbeat
 CONFIRM_MESSAGES = 512  # likewise
 
 
@@ -29,6 +29,7 @@ class TakenSoFar:
     unsaid_bytes: int = 0
     asked: bool = False  # it was asked for those that are missing
     resent: int = 0  # messages that were taken from a later link than that on which they had been sent first
+    slots: bool = True  # slots of its memory can be read here, as far as is known
 
 
 @dataclass(slots=True)
@@ -43,7 +44,7 @@ class TakenOutputs:
     _workers: dict[str, TakenSoFar] = field(default_factory=dict)  # those of the last table, and those with a link
 
     def arrived(self, worker: str, message: wire.Outputs, size: int) -> Arrival:
-        """What to do with this message. `size`: bytes of its frames."""
+        """What to do with this message. `size`: bytes of its frames and slots."""
         if message.frontend and message.frontend != self.frontend:
             self.misaddressed += 1
             return Arrival.OTHERS
@@ -74,7 +75,22 @@ class TakenOutputs:
 
     def met(self, worker: str) -> None:
         """The worker has a new link: what was asked for on an older one may be asked for again."""
-        self._of(worker).asked = False
+        progress = self._of(worker)
+        progress.asked = False
+        progress.slots = True
+
+    def unreadable(self, worker: str) -> wire.Taken | None:
+        """Slots of the worker's memory cannot be read here: it sends their contents from now on, as long as this link
+        lasts. Returns what to tell it; None: it was told.
+
+        The outputs that name them are not taken, nor to be told to `arrived`: they come again.
+        """
+        progress = self._of(worker)
+        if not progress.slots:
+            return None
+        progress.slots = False
+        progress.asked = True  # by the answer
+        return self.confirm(worker)
 
     def due(self, worker: str) -> bool:
         """Whether to confirm now, ahead of the next heartbeat."""
@@ -85,7 +101,7 @@ class TakenOutputs:
         """How far the worker's outputs have been taken, to be sent to it now."""
         progress = self._of(worker)
         progress.unsaid = progress.unsaid_bytes = 0
-        return wire.Taken(number=progress.through)
+        return wire.Taken(number=progress.through, slots=progress.slots)
 
     def resent_by(self, worker: str) -> int:
         """Messages of this worker that were taken from a later link than their first."""

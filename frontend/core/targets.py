@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from frontend.core import checks, protocol
+from frontend.core.answer_forms import AnswerForm
 from frontend.core.checks import InputRules
 from frontend.core.output_rules import OutputRules, rules_of
 from frontend.core.protocol import RequestRefused
@@ -20,7 +21,8 @@ class BoundVersion:
     ref: str
     spec: wire.ModelSpec
     rules: InputRules
-    outputs: OutputRules | None = None  # None: their shapes are those of the spec
+    outputs: OutputRules | None  # None: their shapes are those of the spec
+    form: AnswerForm | None  # of the answers then
 
 
 class Targets:
@@ -35,16 +37,15 @@ class Targets:
         """Binds requests by this table from now on."""
         self.models = {entry.name: entry for entry in models}
         self.bound = {
-            entry.name: BoundVersion(
-                entry.current,
-                wire.ref_of(entry.name, entry.current),
-                entry.spec,
-                InputRules(entry.spec, self._rows_max),
-                rules_of(entry.spec),
-            )
+            entry.name: self._bind(entry.name, entry.current, entry.spec)
             for entry in self.models.values()
             if entry.current is not None and entry.spec is not None
         }
+
+    def _bind(self, name: str, version: str, spec: wire.ModelSpec) -> BoundVersion:
+        ref, outputs = wire.ref_of(name, version), rules_of(spec)
+        form = AnswerForm(ref, spec) if outputs is None else None
+        return BoundVersion(version, ref, spec, InputRules(spec, self._rows_max), outputs, form)
 
     def of(self, request: protocol.InferRequest) -> BoundVersion:
         """The target of a request for a model. Raises: RequestRefused."""
@@ -56,6 +57,8 @@ class Targets:
     def current(self, ref: str, spec: wire.ModelSpec) -> bool:
         """Whether requests are still bound to this version, in the same build."""
         target = self.bound.get(wire.split_ref(ref)[0])
+        if target is not None and target.spec is spec and target.ref == ref:
+            return True
         return target is not None and target.spec.edition(target.ref) == spec.edition(ref)
 
     def editions(self) -> Iterator[str]:

@@ -13,7 +13,6 @@ Source: Chiu and Jain, "Analysis of the Increase and Decrease Algorithms for Con
 """
 
 import math
-from dataclasses import dataclass
 
 LAG_S, LAG_BUDGETS = 0.02, 0.2
 BUDGET_S, BUDGET_CALLS = 0.1, 20  # the mean before any call, which weighs like so many
@@ -21,29 +20,24 @@ BUDGET_WEIGHT = 0.01  # least weight of the latest call in it
 BUDGET_S_MIN = 1e-3  # a shorter one counts as that
 INTERVAL_S = 0.05
 SHRINK, GROW, GROW_CALLS = 0.7, 1.2, 8
+INFINITE = float("inf")
 CALLS_MIN = 32  # open calls that are let in, however long mail waits
 
 
-@dataclass(slots=True)
 class Window:
     """The present limit."""
 
-    calls_max: int
-    limit: int = 0
-    _log_budget: float = math.log(BUDGET_S)  # the mean of the latest calls
-    _weight: float = 1.0 / BUDGET_CALLS  # of the call before
-    _least_s: float = float("inf")  # by which an answer came later than predicted, in this interval
-    _most: int = 0  # open calls in this interval
-    _told_s: float = 0.0  # wait of our mail at a controller, when it last told
-    _ends_s: float = 0.0  # of this interval
-
-    def __post_init__(self) -> None:
-        self.limit = self.calls_max
-
-    @property
-    def room(self) -> float:
-        """With fewer open calls than this nobody has more than a share: infinite, if there is no limit at present."""
-        return float("inf") if self.limit >= self.calls_max else self.limit / 2
+    def __init__(self, calls_max: int) -> None:
+        self.calls_max = calls_max
+        self.limit = calls_max
+        # with fewer open calls than this nobody has more than a share: infinite, if there is no limit at present
+        self.room = INFINITE
+        self._log_budget = math.log(BUDGET_S)  # the mean of the latest calls
+        self._weight = 1.0 / BUDGET_CALLS  # of the call before
+        self._least_s = INFINITE  # by which an answer came later than predicted, in this interval
+        self._most = 0  # open calls in this interval
+        self._told_s = 0.0  # wait of our mail at a controller, when it last told
+        self._ends_s = 0.0  # of this interval
 
     @property
     def budget_s(self) -> float:
@@ -71,9 +65,10 @@ class Window:
             self._most = calls
         if now < self._ends_s:
             return
-        heard_s = self._least_s if self._least_s < float("inf") else 0.0
+        heard_s = self._least_s if self._least_s < INFINITE else 0.0
         if max(heard_s, self._told_s) > max(LAG_S, LAG_BUDGETS * self.budget_s):
             self.limit = max(min(CALLS_MIN, self.calls_max), int(SHRINK * min(self.limit, self._most)))
         elif self.limit < self.calls_max:
             self.limit = min(self.calls_max, int(GROW * self.limit) + GROW_CALLS)
-        self._least_s, self._most, self._ends_s = float("inf"), calls, now + INTERVAL_S
+        self.room = INFINITE if self.limit >= self.calls_max else self.limit / 2
+        self._least_s, self._most, self._ends_s = INFINITE, calls, now + INTERVAL_S

@@ -15,7 +15,9 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def up(
-    compact: Annotated[bool, typer.Option(help="Broker, controller and frontend in one process.")] = False,
+    compact: Annotated[
+        bool, typer.Option(help="Broker, controller, frontend in one process; on a CPU the worker, too.")
+    ] = False,
     formation: Annotated[
         list[str] | None, typer.Option("--formation", "-f", help="frontend=2: how many of it.")
     ] = None,

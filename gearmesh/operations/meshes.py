@@ -9,8 +9,9 @@ from pathlib import Path
 
 from frontend.client.async_client import AsyncClient
 from gearmesh.operations.containers import ContainerFile, keep_containers
+from gearmesh.operations.joining import why_apart
 from gearmesh.operations.ports import free_ports
-from gearmesh.operations.supervisor import PROCFILE, Supervisor, procfile_commands
+from gearmesh.operations.supervisor import PROCFILE, Supervisor, processes_of, procfile_commands
 from gearmesh.operations.up import first_of, wait_ready
 from mesh.process.configuration import read_settings
 
@@ -66,8 +67,9 @@ async def mesh(
         **{f"GEARMESH_{name.upper()}": str(value) for name, value in settings.items()},
     }
     lines: list[str] = []
-    commands = procfile_commands(PROCFILE, formation, compact=compact)
     read = read_settings(environment=environment)
+    worker = compact and not why_apart(read, processes_of(PROCFILE), formation)
+    commands = procfile_commands(PROCFILE, formation, compact=compact, worker=worker)
     supervisor = Supervisor(commands, lambda name, line: lines.append(f"{name} | {line}"), environment, read.spares)
     running = Mesh(supervisor, environment, f"tcp://127.0.0.1:{first}", lines)
     supervisor.start()

@@ -23,16 +23,24 @@ PAUSES_S = (5.0, 10.0, 30.0, 60.0, 300.0)  # before the next spare, by number of
 # one program of ours with plain arguments, which may be started a second time: no shell does anything else before
 LINE = re.compile(
     r"""\s*(?:exec\s+)?(?:"?\$\{GEARMESH_PYTHON(?::-[\w./~-]*)?\}"?|[\w./~-]*python[\d.]*)"""
-    r"""(?:\s+-[A-Za-z]+)*?\s+-m\s+(broker|controller|frontend|frontend\.gateway|gpu_worker)(?:\s+[\w.,:=/@+-]+)*\s*"""
+    r"""(?:\s+-[A-Za-z]+)*?\s+-m\s+"""
+    r"""(broker|controller|frontend|frontend\.gateway|gpu_worker|gearmesh\.operations\.compact\s+worker)"""
+    r"""(?:\s+[\w.,:=/@+-]+)*\s*"""
 )
+WITH_WORKER = " worker"  # ends the name of the compact process that has a worker: it is started ahead as a worker is
 
 Key = tuple[str, frozenset[tuple[str, str]]]  # command and environment
 
 
 def service_of(command: str) -> str:
-    """The service that the command of a Procfile runs and nothing else; empty: it may do other things."""
+    """The service that the command of a Procfile runs and nothing else; empty: it may do other things.
+
+    The compact process with a worker counts as the worker, whose imports are what takes long.
+    """
     found = LINE.fullmatch(command)
-    return found[1].rpartition(".")[2] if found else ""
+    if not found:
+        return ""
+    return "gpu_worker" if found[1].endswith(WITH_WORKER) else found[1].rpartition(".")[2]
 
 
 @dataclass(slots=True)

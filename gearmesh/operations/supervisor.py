@@ -83,9 +83,12 @@ def processes_of(procfile: Path) -> dict[str, str]:
 
 
 def procfile_commands(
-    procfile: Path, formation: Mapping[str, int], *, compact: bool = False
+    procfile: Path, formation: Mapping[str, int], *, compact: bool = False, worker: bool = False
 ) -> dict[str, tuple[str, int]]:
-    """{process: (command, instance)} of a Procfile. `formation`: {name: count}. Raises: OSError, ValueError."""
+    """{process: (command, instance)} of a Procfile. `formation`: {name: count}. Raises: OSError, ValueError.
+
+    `compact`: broker, controller and frontend are one process, and the worker is in it, too, if `worker` says so.
+    """
     parsed = processes_of(procfile)
     unknown = [name for name in formation if name not in parsed]
     if unknown:
@@ -95,8 +98,10 @@ def procfile_commands(
     if compact and any(formation.get(name, 1) != 1 for name in FRONT):
         raise ValueError(f"--compact runs one each of {', '.join(FRONT)}")
     if compact:
-        parsed = {name: command for name, command in parsed.items() if name not in FRONT}
-        parsed = {"mesh": "exec ${GEARMESH_PYTHON:-python3} -P -m gearmesh.operations.compact", **parsed}
+        joined = (*FRONT, "gpu_worker") if worker else FRONT
+        parsed = {name: command for name, command in parsed.items() if name not in joined}
+        command = "exec ${GEARMESH_PYTHON:-python3} -P -m gearmesh.operations.compact"
+        parsed = {"mesh": f"{command} worker" if worker else command, **parsed}
     commands = {}
     for name, command in parsed.items():
         count = formation.get(name, 1)

@@ -19,6 +19,7 @@ from frontend.client.async_client import AsyncClient
 from frontend.client.client import RequestError
 from gearmesh.cli.terminal.consoles import console, text_of
 from gearmesh.operations.containers import ContainerFile, keep_containers
+from gearmesh.operations.joining import why_apart
 from gearmesh.operations.supervisor import FRONT, OURS, PROCFILE, Say, Supervisor, processes_of, procfile_commands
 from mesh.errors import AddressInUse
 from mesh.printable import printable
@@ -58,7 +59,8 @@ async def run_up(settings: Settings, named: Path | None, formation: Mapping[str,
     out = console()
     try:
         procfile, remark = procfile_of(named)
-        commands = procfile_commands(procfile, formation, compact=compact)
+        apart = why_apart(settings, processes_of(procfile), formation) if compact else ""
+        commands = procfile_commands(procfile, formation, compact=compact, worker=compact and not apart)
     except OSError as error:
         advice = "name another with --procfile"
         _refuse(f"gearmesh: {error.filename}: {error.strerror}: {advice}")
@@ -75,6 +77,8 @@ async def run_up(settings: Settings, named: Path | None, formation: Mapping[str,
     output.out.notice = partial(_left_out, max(map(len, (*commands, "up"))))
     if remark:
         say("up", remark)
+    if compact:
+        say("up", told_of_worker(apart))
     if out.is_terminal and settings.log_format == "auto":  # processes write into a pipe
         settings = settings.model_copy(update={"log_format": "console"})
     environment = {**with_ports(settings, os.environ), **environment_of(settings, ["log_format"])}
@@ -98,6 +102,13 @@ async def run_up(settings: Settings, named: Path | None, formation: Mapping[str,
         _refuse(supervisor.failed.result())
         return 2
     return 0
+
+
+def told_of_worker(apart: str) -> str:
+    """What the user reads about where the worker is, beside the compact process or in it."""
+    if apart:
+        return f"the worker has a process of its own: {apart}"
+    return "the worker is in the process of the others: its device is the processor (-f gpu_worker=1 keeps it apart)"
 
 
 def printer(out: Console, processes: Iterable[str]) -> Say:

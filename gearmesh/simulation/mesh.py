@@ -8,7 +8,7 @@ is handed on before the controller decides, as in production, where a turn drain
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from controller.core.orders import Order, ToFrontend, ToWorker
 from controller.core.scheduler import Scheduler
@@ -113,11 +113,12 @@ class VirtualMesh:
 
     # -- the controller -----------------------------------------------------------------------------------------------
 
-    def submit(self, message: wire.Submit, frontend: str, age_s: float, tensors: Sequence[Any] | None = None) -> None:
-        """The controller hears of a request, which left the frontend `age_s` ago."""
+    def submit(self, message: wire.Submit, frontend: str, age_s: float) -> None:
+        """The controller hears of a request, which left the frontend `age_s` ago. One without inputs has none."""
         if self.down:
             return  # the frontend submits it again when there is a controller
-        self._obey(self.scheduler.submit(message, frontend, tensors, age_s=age_s, now=self.now))
+        hollow = not message.inline and message.kept is None
+        self._obey(self.scheduler.submit(message, frontend, age_s=age_s, now=self.now, hollow=hollow))
         self.happened()
 
     def cancel(self, frontend: str, request: int, outcome: RequestOutcome = RequestOutcome.CANCELLED) -> None:

@@ -29,7 +29,7 @@ def infer_ended(job: Job, output: Done, free_pages: int) -> Report:
     """The INFER went well; `output` is how its last phase went."""
     assert job.exec is not None
     assert job.input is not None
-    ran = job.exec
+    ran, incoming = job.exec, job.incoming
     result = wire.ActionResult(
         action=job.action.action,
         kind=INFER,
@@ -43,6 +43,9 @@ def infer_ended(job: Job, output: Done, free_pages: int) -> Report:
         output_s=output.duration_s,
         gathered=ran.gathered,
         clock_mhz=ran.clock_mhz,
+        fetched_bytes=incoming.fetched_bytes if incoming is not None else 0,
+        fetch_s=incoming.fetch_s if incoming is not None else None,
+        missing=tuple(sorted(incoming.missing)) if incoming is not None else (),
     )
     return Report(result, job)
 
@@ -63,6 +66,7 @@ def unload_ended(action: wire.Unload, code: ActionCode, free_pages: int, now: fl
 
 def failed(job: Job, code: ActionCode, free_pages: int, message: str) -> Report:
     """The LOAD or INFER did not go well."""
+    incoming = job.incoming
     result = wire.ActionResult(
         action=job.action.action,
         kind=LOAD if isinstance(job.action, wire.Load) else INFER,
@@ -70,6 +74,9 @@ def failed(job: Job, code: ActionCode, free_pages: int, message: str) -> Report:
         received_s=job.received_s,
         free_pages=free_pages,
         message=cut(message),
+        fetched_bytes=incoming.fetched_bytes if incoming is not None else 0,
+        fetch_s=incoming.fetch_s if incoming is not None else None,
+        missing=tuple(sorted(incoming.missing)) if incoming is not None else (),
     )
     return Report(result, job)
 

@@ -1,11 +1,15 @@
-"""What the lanes, the devices and the pump say to each other about one LOAD or INFER. Pure data."""
+"""What the lanes, the devices and the pump say to each other about one LOAD or INFER. Pure data.
+
+What is made for every action is a plain class: a dataclass stays interpreted where the rest is compiled.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from gpu_worker.core.cutting import Cut, Shape
+from gpu_worker.core.incoming import Incoming
 from gpu_worker.core.pages import Holding
 from mesh import wire
 from mesh.codes import ActionCode
@@ -25,57 +29,86 @@ class Phase(Enum):
     __hash__ = object.__hash__  # by identity: an enum computes its own hash in Python, which costs on the hot path
 
 
-@dataclass(slots=True)
 class Done:
     """How one phase went, as the device measured it. Instants are in the worker's clock."""
 
-    begin_s: float
-    end_s: float
-    duration_s: float
-    code: ActionCode = OK
-    message: str = ""
-    gathered: bool = False  # EXEC gathered the weights into the execution buffer first
-    clock_mhz: float = 0.0  # 0: unknown
-    memory_bytes: int = 0  # that a measuring run took, of EXEC; 0: that was not seen
+    __slots__ = ("begin_s", "clock_mhz", "code", "duration_s", "end_s", "gathered", "memory_bytes", "message")
+
+    def __init__(
+        self,
+        begin_s: float,
+        end_s: float,
+        duration_s: float,
+        code: ActionCode = OK,
+        message: str = "",
+        gathered: bool = False,
+        clock_mhz: float = 0.0,
+        memory_bytes: int = 0,
+    ) -> None:
+        self.begin_s = begin_s
+        self.end_s = end_s
+        self.duration_s = duration_s
+        self.code = code
+        self.message = message
+        self.gathered = gathered  # EXEC gathered the weights into the execution buffer first
+        self.clock_mhz = clock_mhz  # 0: unknown
+        self.memory_bytes = memory_bytes  # that a measuring run took, of EXEC; 0: that was not seen
 
 
-@dataclass(slots=True, eq=False)
 class Job:
-    """One LOAD or INFER on its way through the lanes."""
+    """One LOAD or INFER on its way through the lanes. Jobs are equal only to themselves."""
 
-    action: wire.Load | wire.Infer
-    received_s: float
-    order: int  # in which the lanes took it
-    epoch: int = 0  # of the controller that ordered it
-    tensors: Sequence[Sequence[bytes | memoryview]] = ()  # an INFER's inputs: per part, in the order of the spec
-    phase: Phase | None = None  # the device executes it now; None: the job waits
-    input: Done | None = None
-    exec: Done | None = None  # of a LOAD: the copy
-    pages: tuple[int, ...] = ()  # where the weights are
-    holding: Holding | None = None  # while EXEC reads them
-    revoked: bool = False  # nobody waits for it: it ends when the phase that runs has ended
-    slot: Any = None  # belongs to the device: where the inputs lie
-    output_row_bytes: tuple[int, ...] = ()  # bytes of one row of each output, as the model's spec promises
-    spec: wire.ModelSpec | None = None  # of an INFER whose rows may differ in size; None: its rows are all alike
-    outputs: list[memoryview] = field(default_factory=list)  # written by the device: one tensor per output, all rows
-    output_shapes: Sequence[Shape] = ()  # written by the device, if there is a `spec`: of each output, with all rows
-    cut: Cut | None = None  # if there is a `spec`: what each part gets, once OUTPUT has ended well, or before
+    __slots__ = (
+        "action", "cut", "epoch", "exec", "holding", "incoming", "input", "order", "output_row_bytes", "output_shapes",
+        "outputs", "pages", "phase", "received_s", "revoked", "slot", "spec", "tensors",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        action: wire.Load | wire.Infer,
+        received_s: float,
+        order: int,
+        epoch: int = 0,
+        tensors: Sequence[Sequence[bytes | memoryview]] = (),
+    ) -> None:
+        self.action = action
+        self.received_s = received_s
+        self.order = order  # in which the lanes took it
+        self.epoch = epoch  # of the controller that ordered it
+        self.tensors = tensors  # an INFER's inputs: per part, in the order of the spec
+        self.phase: Phase | None = None  # the device executes it now; None: the job waits
+        self.input: Done | None = None
+        self.exec: Done | None = None  # of a LOAD: the copy
+        self.pages: tuple[int, ...] = ()  # where the weights are
+        self.holding: Holding | None = None  # while EXEC reads them
+        self.revoked = False  # nobody waits for it: it ends when the phase that runs has ended
+        self.slot: Any = None  # belongs to the device: where the inputs lie
+        self.output_row_bytes: tuple[int, ...] = ()  # bytes of one row of each output, as the model's spec promises
+        self.spec: wire.ModelSpec | None = None  # of an INFER whose rows may differ in size; None: all rows are alike
+        self.outputs: list[memoryview] = []  # written by the device: one tensor per output, all rows
+        self.output_shapes: Sequence[Shape] = ()  # written by the device, if there is a `spec`: with all rows
+        self.cut: Cut | None = None  # if there is a `spec`: what each part gets, once OUTPUT has ended well, or before
+        self.incoming: Incoming | None = None  # inputs that the order did not carry; `tensors` has them from INPUT on
 
 
-@dataclass(slots=True)
 class StartPhase:
     """The device has to start this phase of this job now."""
 
-    phase: Phase
-    job: Job
+    __slots__ = ("job", "phase")
+
+    def __init__(self, phase: Phase, job: Job) -> None:
+        self.phase = phase
+        self.job = job
 
 
-@dataclass(slots=True)
 class Report:
     """The controller has to be told this. The job, if there is one, has ended; with code OK it carries the outputs."""
 
-    result: wire.ActionResult
-    job: Job | None = None
+    __slots__ = ("job", "result")
+
+    def __init__(self, result: wire.ActionResult, job: Job | None = None) -> None:
+        self.result = result
+        self.job = job
 
 
 Effect = StartPhase | Report

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from gpu_worker.core.endings import failed, infer_ended, load_ended, unload_ended, wrong_outputs
 from gpu_worker.core.fitting import batch_fault
+from gpu_worker.core.incoming import Incoming
 from gpu_worker.core.jobs import Done, Effect, Job, Phase, Report, Servable, StartPhase
 from gpu_worker.core.pages import PageTable
 from mesh import wire
@@ -25,6 +26,8 @@ from mesh.codes import ActionCode
 
 OK = ActionCode.OK
 INPUT_AHEAD_S = 0.005  # Source: Clockwork's worker copies inputs up to 5 ms before EXEC may start
+INPUT_S = 0.001  # that INPUT of large inputs is taken to last until one was seen
+INPUT_FALLS = 0.9  # by INPUT: how much of the longest that was seen still counts
 ACTIONS_MAX = 1024  # that wait or run at one device; a controller orders only a handful ahead
 
 
@@ -43,6 +46,7 @@ class Lanes:
     _orders: int = 0  # jobs made so far
     _advanced_s: float = -1.0  # `now` of the last advance, which did everything that was due by then
     _halted: bool = False  # no phase begins any more
+    _input_s: float = INPUT_S  # that INPUT of inputs which the order does not carry takes: the longest of late
 
     # -- events -------------------------------------------------------------------------------------------------------
 
@@ -62,15 +66,22 @@ class Lanes:
         self._infers = [job for job in self._infers if job.phase is not None]
         return dropped
 
-    def halt(self) -> None:
+    @property
+    def halted(self) -> bool:
+        """Whether the device is lost."""
+        return self._halted
+
+    def halt(self) -> list[Job]:
         """The device is lost: no phase begins, and no action is taken any more.
 
-        Actions that wait, or come later, are not reported: the controller learns that the worker is gone, and plans
-        them elsewhere. A phase that runs still ends in a report.
+        Actions that wait are returned. They, and what comes later, are not reported: the controller learns that the
+        worker is gone, and plans them elsewhere. A phase that runs still ends in a report.
         """
         self._halted = True
+        dropped = [job for job in (*self._loads, *self._infers) if job.phase is None]
         self._loads = [job for job in self._loads if job.phase is not None]
         self._infers = [job for job in self._infers if job.phase is not None]
+        return dropped
 
     def prepared(self, ref: str, servable: Servable) -> None:
         """`ref` can be executed here from now on."""
@@ -110,13 +121,23 @@ class Lanes:
         return [unload_ended(action, code, self.table.free, now), *self._advance(now)]
 
     def infer(
-        self, action: wire.Infer, epoch: int, *, now: float, tensors: Sequence[Sequence[bytes | memoryview]] = ()
+        self,
+        action: wire.Infer,
+        epoch: int,
+        *,
+        now: float,
+        tensors: Sequence[Sequence[bytes | memoryview]] = (),
+        incoming: Incoming | None = None,
     ) -> list[Effect]:
-        """An INFER was ordered. `tensors`: the inputs of each part, in the order of the model's spec."""
+        """An INFER was ordered. `tensors`: the inputs of each part, in the order of the model's spec.
+
+        `incoming`: in place of these, if the order does not carry all of them. What comes of them, or will not come,
+        is noted there; call `wake` then.
+        """
         if self._halted:
             return []
         job = self._job(action, epoch, now)
-        job.tensors = tensors
+        job.tensors, job.incoming = tensors, incoming
         code, why = self._refuse(job), ""
         if code is None:
             code, why = batch_fault(self.servables[action.ref], action)
@@ -126,6 +147,8 @@ class Lanes:
             return [self._failed(job, code, why)]
         servable = self.servables[action.ref]
         job.output_row_bytes, job.spec = servable.output_row_bytes, servable.spec
+        if incoming is not None:
+            incoming.shrinks = servable.batch_sizes is None
         _insert(self._infers, job)
         return self._advance(now)
 
@@ -164,6 +187,8 @@ class Lanes:
             effects.append(self._failed(job, ActionCode.REVOKED))
         elif phase is Phase.INPUT:
             job.input = done
+            if job.incoming is not None:
+                self._input_s = max(done.duration_s, INPUT_FALLS * self._input_s)
         elif phase is Phase.EXEC:
             job.exec = done
             effects.append(self._start(Phase.OUTPUT, job))
@@ -175,6 +200,18 @@ class Lanes:
                 effects.append(infer_ended(job, done, self.table.free))
         effects.extend(self._advance(now))
         return effects
+
+    def input_again(self, job: Job, parts: Sequence[int], *, now: float) -> list[Effect]:
+        """The device has ended INPUT, but what it read of these parts cannot be trusted: it is done without them."""
+        assert job.phase is Phase.INPUT
+        assert job.incoming is not None
+        self._busy[Phase.INPUT] -= 1
+        job.phase = None
+        job.incoming.miss(parts)
+        if job.revoked:
+            self._infers.remove(job)
+            return [self._failed(job, ActionCode.REVOKED), *self._advance(now)]
+        return self._advance(now)
 
     @property
     def idle(self) -> bool:
@@ -200,6 +237,8 @@ class Lanes:
             times.append(_past(job.action.latest_s))
             if job.phase is None:
                 times.append(job.action.earliest_s - (INPUT_AHEAD_S if job.input is None else self.ahead_s))
+                if job.incoming is not None and job.incoming.awaited:
+                    times.append(job.action.latest_s - self._input_s)
         future = [t for t in times if t > self._advanced_s]
         return min(future) if future else None
 
@@ -246,18 +285,30 @@ class Lanes:
                 continue
             elif now > action.latest_s:
                 begun.append(job)
-                effects.append(self._failed(job, ActionCode.LATE))
+                effects.append(self._overdue(job))
             elif not self._weights_coming(action.ref):
                 begun.append(job)
                 effects.append(self._failed(job, ActionCode.WEIGHTS_MISSING))
+            elif job.incoming is not None and job.input is None and not self._inputs_there(job, job.incoming, now):
+                if job.incoming.empty:
+                    begun.append(job)
+                    effects.append(self._failed(job, ActionCode.INPUTS_MISSING))
             elif (
                 job.input is None
                 and now >= action.earliest_s - INPUT_AHEAD_S
                 and self._busy[Phase.INPUT] < self.depth[Phase.INPUT]
             ):
+                if job.incoming is not None:
+                    job.action, job.tensors = job.incoming.batch()
                 effects.append(self._start(Phase.INPUT, job))
         for job in begun:
             self._infers.remove(job)
+
+    def _inputs_there(self, job: Job, incoming: Incoming, now: float) -> bool:
+        """Whether nothing is awaited any more, and not all parts are left out."""
+        if incoming.awaited and now >= job.action.latest_s - self._input_s:
+            incoming.give_up()
+        return not incoming.awaited and not incoming.empty
 
     def _may_execute(self, job: Job, now: float) -> bool:
         action = job.action
@@ -306,6 +357,13 @@ class Lanes:
             self.table.release(ref)  # the version was forgotten during the copy
         return load_ended(job, done, self.table.free)
 
+    def _overdue(self, job: Job) -> Report:
+        incoming = job.incoming
+        if incoming is None or not incoming.awaited:
+            return self._failed(job, ActionCode.LATE)
+        incoming.give_up()
+        return self._failed(job, ActionCode.INPUTS_MISSING)
+
     def _failed(self, job: Job, code: ActionCode, message: str = "") -> Report:
         return failed(job, code, self.table.free, message or code.meaning)
 
@@ -320,6 +378,8 @@ class Lanes:
         assert all(job.phase in (None, Phase.INPUT) for job in self._infers)
         assert all(job.phase is Phase.INPUT for job in self._infers if job.revoked)
         assert all(job.phase in (None, Phase.LOAD) for job in self._loads)
+        begun = [job.incoming for job in self._infers if job.phase is not None or job.input is not None]
+        assert not any(incoming.awaited for incoming in begun if incoming is not None)
 
 
 def _past(latest_s: float) -> float:

@@ -1,10 +1,13 @@
 """Splits a batch's outputs into what is sent to each frontend. Pure."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from gpu_worker.core.cutting import Cut, Shape
 from mesh import wire
 from mesh.tensors import byte_count
+
+INLINE_BYTES_MAX: Final = wire.INLINE_BYTES_MAX
 
 
 def row_bytes(specs: Sequence[wire.TensorSpec]) -> tuple[int, ...]:
@@ -20,6 +23,10 @@ def outputs_by_frontend(
     Each output has exactly as many bytes as the rows of the batch take: the lanes checked it. Where rows differ in
     size, `cut` has what each part gets instead.
     """
+    if cut is None and len(outputs) == 1:
+        quick = _of_one_output(action, outputs[0], device, exec_s)
+        if quick is not None:
+            return quick
     shares: dict[str, tuple[list[wire.Answer], list[memoryview]]] = {}
     widths = [len(output) // action.batch for output in outputs] if cut is None else []
     row = 0
@@ -63,3 +70,45 @@ def outputs_by_frontend(
         )
         for frontend, (answers, frames) in shares.items()
     }
+
+
+def _of_one_output(
+    action: wire.Infer, output: memoryview, device: str, exec_s: float
+) -> dict[str, tuple[wire.Outputs, list[memoryview]]] | None:
+    """Returns the same for one output whose parts are all small enough to travel inside the message, in a tenth of the
+    time; None if one is not.
+    """
+    width = len(output) // action.batch
+    rows_max = INLINE_BYTES_MAX // width if width else action.batch
+    shares: dict[str, list[wire.Answer]] = {}
+    frontend = ""  # of the last part, with its answers: most batches are one frontend's
+    answers: list[wire.Answer] = []
+    row = at = 0
+    for part in action.parts:
+        rows = part.rows
+        if rows > rows_max:
+            return None
+        if part.frontend != frontend or not answers:
+            frontend = part.frontend
+            answers = shares.setdefault(frontend, [])
+        row += rows
+        end = row * width
+        answers.append(
+            wire.Answer(
+                request=part.request,
+                attempt=part.attempt,
+                rows=rows,
+                predicted_s=part.predicted_s,
+                inline=(output[at:end],),
+                cold=part.cold,
+            )
+        )
+        at = end
+    ref, batch = action.ref, action.batch
+    found: dict[str, tuple[wire.Outputs, list[memoryview]]] = {}
+    for name, told in shares.items():
+        message = wire.Outputs(
+            ref=ref, device=device, batch=batch, exec_s=exec_s, answers=tuple(told), rows=row, frontend=name
+        )
+        found[name] = (message, [])
+    return found

@@ -1,7 +1,7 @@
 """Outputs that a frontend has not confirmed: kept for the link that replaces a lost one. Pure."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,6 +21,10 @@ class Sent(NamedTuple):
     frames: Sequence[Buffer]
     size: int  # bytes that stay in memory for it
     at_s: float
+    slots: int  # of shared memory that its answers name
+
+
+Copies = Callable[[wire.Kept], Sequence[Buffer] | None]  # of outputs that are kept; None: they are kept no longer
 
 
 @dataclass(slots=True)
@@ -35,6 +39,7 @@ class Unacknowledged:
     given_up: int = 0  # messages that are kept no longer though they were not confirmed
     size: int = 0  # bytes of those kept
     _kept: deque[Sent] = field(default_factory=deque)  # in order of their numbers, without a gap
+    _free: list[wire.Slot] = field(default_factory=list)  # that were named by messages which are not kept any more
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -42,10 +47,10 @@ class Unacknowledged:
     def add(self, message: wire.Outputs, frames: Sequence[Buffer], size: int, now: float) -> wire.Outputs:
         """The message with its number, as it is to be sent; it is kept until it is confirmed, or given up."""
         self.number += 1
-        self._kept.append(Sent(message, frames, size, now))
+        self._kept.append(Sent(message, frames, size, now, sum(answer.kept is not None for answer in message.answers)))
         self.size += size
         while self._kept and (self.size > BYTES_MAX or now - self._kept[0].at_s > AGE_S_MAX):
-            self.size -= self._kept.popleft().size
+            self._drop()
             self.given_up += 1
         return self._numbered(message, self.number, again=False)
 
@@ -59,8 +64,40 @@ class Unacknowledged:
         kept = self._kept
         oldest = self.oldest
         while kept and oldest <= number:
-            self.size -= kept.popleft().size
+            self._drop()
             oldest += 1
+
+    def clear(self) -> None:
+        """The frontend is gone: nothing is kept."""
+        self.given_up += len(self._kept)
+        while self._kept:
+            self._drop()
+
+    def freed(self) -> list[wire.Slot]:
+        """Slots that no message which is kept names any more, since the last call."""
+        free = self._free
+        if free:
+            self._free = []
+        return free
+
+    def unshare(self, copies: Copies) -> None:
+        """Outputs that are kept in slots are frames from now on, as the frontend cannot read slots.
+
+        Those of which there is no copy any more are given up, with all that is older.
+        """
+        kept, self._kept = self._kept, deque()
+        for sent in kept:
+            self._kept.append(sent)
+            if not sent.slots:
+                continue
+            whole = _in_frames(sent, copies)
+            if whole is None:
+                self.given_up += len(self._kept)
+                while self._kept:
+                    self._drop()
+                continue
+            self._free.extend(_slots(sent.message))
+            self._kept[-1] = whole
 
     def again(self) -> list[tuple[wire.Outputs, Sequence[Buffer]]]:
         """All messages that are not confirmed, in order, as they are to be sent again."""
@@ -74,6 +111,12 @@ class Unacknowledged:
         """The least number that may be sent again; the next one's, if nothing is kept."""
         return self.number + 1 - len(self._kept)
 
+    def _drop(self) -> None:
+        sent = self._kept.popleft()
+        self.size -= sent.size
+        if sent.slots:
+            self._free.extend(_slots(sent.message))
+
     def _numbered(self, message: wire.Outputs, number: int, *, again: bool) -> wire.Outputs:
         oldest = min(number, self.oldest)
         return msgspec.structs.replace(message, number=number, oldest=oldest, again=again)
@@ -84,3 +127,29 @@ class Unacknowledged:
         assert self.size <= BYTES_MAX
         assert len(self._kept) <= self.number
         assert self._kept == deque(sorted(self._kept, key=lambda sent: sent.at_s))
+        slots = [slot for sent in self._kept for slot in _slots(sent.message)]
+        assert len(slots) == sum(sent.slots for sent in self._kept)
+        assert not set(slots) & set(self._free)
+
+
+def _slots(message: wire.Outputs) -> list[wire.Slot]:
+    kept = [answer.kept for answer in message.answers if answer.kept is not None]
+    return [each.slot for each in kept if each.slot is not None]
+
+
+def _in_frames(sent: Sent, copies: Copies) -> Sent | None:
+    """The same, with frames in place of slots; None: outputs in a slot are kept no longer."""
+    frames = list(sent.frames)
+    at, answers = 0, []
+    for answer in sent.message.answers:
+        found: Sequence[Buffer] | None = None
+        if answer.kept is not None:
+            found = copies(answer.kept)
+            if found is None:
+                return None
+            frames[at:at] = found
+            answer = msgspec.structs.replace(answer, kept=None, frames=len(found))
+        at += answer.frames
+        answers.append(answer)
+    message = msgspec.structs.replace(sent.message, answers=tuple(answers))
+    return Sent(message, frames, sent.size, sent.at_s, 0)

@@ -3,19 +3,18 @@
 import os
 import socket
 
-import zmq
 
-
-def shut(frame: zmq.Frame) -> None:
-    """The connection on which this frame came is ended; whoever is at its other end sees that.
+def shut(descriptor: int | None, address: str) -> None:
+    """The connection with this descriptor is ended, whose peer is at `address`; whoever is there sees that.
 
     A descriptor that was given to a later connection meanwhile is left alone if that one comes from elsewhere; one from
     the same address connects again by itself.
     """
+    if descriptor is None:
+        return  # the peer does not speak ZMTP 3
     try:
-        descriptor, address = int(frame.get(zmq.SRCFD)), str(frame.get("Peer-Address"))
         held = socket.socket(fileno=os.dup(descriptor))
-    except (zmq.ZMQError, OSError, ValueError):
+    except OSError:
         return
     with held:
         try:

@@ -17,13 +17,13 @@ import zmq
 
 from mesh.errors import AddressInUse, SettingsError
 from mesh.net.doorkeeper import ADDRESS, Doorkeeper
+from mesh.net.frames import Channel, open_channel
 from mesh.net.keys import Keys
 from mesh.roles import Holder, PortKind
 
 MESSAGES_PER_DRAIN_MAX = 512  # then the other sockets and the timers get their turn
 DRAINS_AT_ONCE_MAX = 8  # of one socket; a monitor holds no more
 ROUNDS_PER_TURN_MAX = 8  # in-memory messages may cause more of them; after so many rounds the sockets get their turn
-EVENTS, POLLIN = zmq.EVENTS, zmq.POLLIN  # an attribute of an enum is slow to look up
 EVENT = struct.Struct("=HI")  # of a monitor's message: the event, its value
 HIGH_WATER_MARK = 10_000  # messages queued for one peer
 KEEPALIVE_IDLE_S, KEEPALIVE_PROBE_S, KEEPALIVE_PROBES = 10, 5, 3  # an idle connection that leads nowhere ends in 25 s
@@ -72,11 +72,13 @@ class Hub:
         if _may_yield():
             self._context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
         self._drains: dict[zmq.Socket[bytes], Callable[[], bool]] = {}  # {socket: drain; True: there may be more}
+        self._channels: dict[zmq.Socket[bytes], Channel] = {}  # {socket: its channel}: those of `_drains`
         self._sent: set[zmq.Socket[bytes]] = set()  # sockets sent on in this turn: a send may consume their edge
         self._hooks: list[Callable[[float], None]] = []  # decide(now) of each service, in order of start
         self._deliver: list[Callable[[], bool]] = []  # deliver in-memory mail; True if there was any
         self._flushes: list[Callable[[], None]] = []
         self._turn_scheduled = False
+        self._deciding = False  # a turn runs, and has not sent yet
         self._closed = False
         self.door = Doorkeeper(keys) if keys is not None else None  # None: every port is open
         self._zap: zmq.Socket[bytes] | None = None  # where libzmq asks the doorkeeper, once a port listens
@@ -156,15 +158,15 @@ class Hub:
 
         def drain() -> bool:
             for _ in range(MESSAGES_PER_DRAIN_MAX):
-                try:
-                    asker, empty, *request = zap.recv_multipart(zmq.NOBLOCK)
-                except zmq.Again:
+                asked = channel.take()
+                if asked is None:
                     return False
-                zap.send_multipart([asker, empty, *door.answer(request)])
+                asker, empty, request = asked
+                channel.send(asker, empty, door.answer([bytes(part) for part in request]))
                 self.sent(zap)
             return True
 
-        self.read(zap, drain)
+        channel = self.read(zap, drain)
         if not door.keys.local:
             self._look_for_revoked()
 
@@ -179,16 +181,22 @@ class Hub:
             self.schedule_turn()
         self._looking = self.loop.call_later(REVOKED_WITHIN_S, self._look_for_revoked)
 
-    def read(self, sock: zmq.Socket[bytes], drain: Callable[[], bool]) -> None:
-        """Calls `drain` whenever `sock` may hold messages. `drain` returns True if it stopped before the last one."""
+    def read(self, sock: zmq.Socket[bytes], drain: Callable[[], bool]) -> Channel:
+        """Calls `drain` whenever `sock` may hold messages, and returns the channel to take them from.
+
+        `drain` returns True if it stopped before the last one.
+        """
+        channel = self._channels[sock] = open_channel(sock)
         self._drains[sock] = drain
         self.loop.add_reader(_fd(sock), self._readable, sock)
         self.loop.call_soon(self._readable, sock)  # messages that came before the reader was set raise no edge
+        return channel
 
     def drop(self, sock: zmq.Socket[bytes], linger_ms: int = 0) -> None:
         """Closes `sock` and stops reading it."""
         if self._drains.pop(sock, None) is not None:
             self.loop.remove_reader(_fd(sock))
+        self._channels.pop(sock, None)
         self._sent.discard(sock)
         sock.close(linger_ms)
 
@@ -202,24 +210,22 @@ class Hub:
 
         def drain() -> bool:
             for _ in range(MESSAGES_PER_DRAIN_MAX):
-                try:
-                    head = monitor.recv(zmq.NOBLOCK)
-                    monitor.recv(zmq.NOBLOCK)  # the address frame; for accepted connections it is our own
-                except zmq.Again:
+                message = channel.take()
+                if message is None:
                     return False
                 if monitor in self._drains:
-                    tell(*EVENT.unpack(head))
+                    tell(*EVENT.unpack(message[1]))  # then comes the address: for accepted connections, it is our own
                 if monitor not in self._drains:
                     return False  # `tell` dropped the monitor
             return True
 
-        self.read(monitor, drain)
+        channel = self.read(monitor, drain)
         return monitor
 
     def drain(self, sock: zmq.Socket[bytes]) -> None:
         """Passes on at once what has arrived at `sock` by now; the reader takes what comes later."""
         drain = self._drains.get(sock)
-        if drain is None or not int(sock.getsockopt(EVENTS)) & POLLIN:
+        if drain is None or not self._channels[sock].readable():
             return
         for _ in range(DRAINS_AT_ONCE_MAX):
             if not drain():
@@ -253,6 +259,11 @@ class Hub:
             self._turn_scheduled = True
             self.loop.call_soon(self._turn)
 
+    def schedule_send(self) -> None:
+        """What was queued leaves at the end of the turn that runs, or else of one that will run soon."""
+        if not self._deciding:
+            self.schedule_turn()
+
     def close(self) -> None:
         """Closes all sockets; messages they still hold get their linger time to leave."""
         self._closed = True
@@ -262,6 +273,7 @@ class Hub:
             self.loop.remove_reader(_fd(sock))
             sock.close()
         self._drains.clear()
+        self._channels.clear()
         self._context.destroy(linger=200)
 
     def _readable(self, sock: zmq.Socket[bytes]) -> None:
@@ -280,6 +292,18 @@ class Hub:
         self._turn_scheduled = False
         if self._closed:
             return
+        self._deciding = True
+        try:
+            self._decide()
+        finally:
+            self._deciding = False
+        for flush in self._flushes:
+            flush()
+        if self._sent:
+            self._look_again()
+
+    def _decide(self) -> None:
+        """Every service decides, and once more as long as others in this process have sent it something."""
         for _ in range(ROUNDS_PER_TURN_MAX):
             now = time.monotonic()
             for decide in self._hooks:
@@ -288,18 +312,14 @@ class Hub:
             for deliver in self._deliver:
                 delivered = deliver() or delivered
             if not delivered:
-                break
-        else:
-            self.schedule_turn()
-        for flush in self._flushes:
-            flush()
-        if self._sent:
-            self._look_again()
+                return
+        self.schedule_turn()
 
     def _look_again(self) -> None:
         sent, self._sent = self._sent, set()
         for sock in sent:
-            if not sock.closed and int(sock.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            channel = self._channels.get(sock)
+            if channel is not None and channel.readable():
                 self.loop.call_soon(self._readable, sock)
 
 

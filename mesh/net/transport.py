@@ -1,14 +1,13 @@
 """All lines of one process. All messages to one peer in one turn leave as one envelope at the end of the turn.
 
 Each line knows the offset of the peer's clock and whether the peer is alive, from what arrives on it; idle lines carry
-heartbeats. The two ends of a line are in `links.py`. Why it works so: docs/design/transport.md.
+heartbeats. The two ends of a line are in `ports.py` and `links.py`. Why it works so: docs/design/transport.md.
 """
 
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -20,6 +19,7 @@ from mesh.clocks import OffsetFilter
 from mesh.codes import LinkLoss
 from mesh.identities import Identity
 from mesh.liveness import Liveness
+from mesh.net.frames import NO_ROOM, Channel
 from mesh.net.memory import give_back, resident_bytes
 from mesh.net.sockets import Hub
 from mesh.roles import Holder, PortKind, who_may_call
@@ -27,37 +27,48 @@ from mesh.salvage import RefusedMessage
 from mesh.trimming import QUIET_S, Trimming
 from mesh.wire import Buffer
 
-FRAME_BYTES_ZERO_COPY = 64 * 1024  # smaller frames are copied, which costs less than the bookkeeping of zero copy
 BACKLOG_MAX = 100_000  # messages waiting for one peer; a peer with more is taken for lost
 BACKLOG_BYTES_MAX = 256 << 20  # of tensors, and of what was encoded, that wait for one peer; likewise
 RETRY_S, RETRY_S_MAX = 0.001, 0.05  # until what a peer had no room for is tried again: first, and at most
 BEATS = (wire.Heartbeat, wire.Taken)
 DOUBTS_MAX = 5  # handshakes ended by ports of one kind; then it is told that their keys must be others
 REFUSAL_TOLD_S = 10.0  # least time between two log lines about ports of one kind that refuse our key
-NOBLOCK, MORE, RCVMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.RCVMORE)  # plain integers: combining enums is slow
 
 In = TypeVar("In")
 log = structlog.get_logger("transport")
 
 
-@dataclass(slots=True)
 class Mail(Generic[In]):
     """One envelope that arrived."""
 
-    peer: str
-    messages: list[In]
-    frames: list[Buffer]  # tensors too large to travel inline, in the order of the messages that own them
-    age_s: float  # seconds since it was sent, by our clock
-    epoch: int
-    now: float  # when it was received
-    clock: OffsetFilter
-    unread: tuple[RefusedMessage, ...] = ()  # messages of it that are none, or out of range
+    __slots__ = ("age_s", "clock", "epoch", "frames", "messages", "now", "peer", "unread")
+
+    def __init__(
+        self,
+        peer: str,
+        messages: list[In],
+        frames: list[Buffer],
+        age_s: float,
+        epoch: int,
+        now: float,
+        clock: OffsetFilter,
+        unread: tuple[RefusedMessage, ...] = (),
+    ) -> None:
+        self.peer = peer
+        self.messages = messages
+        self.frames = frames  # tensors too large to travel inline, in the order of the messages that own them
+        self.age_s = age_s  # seconds since it was sent, by our clock
+        self.epoch = epoch
+        self.now = now  # when it was received
+        self.clock = clock
+        self.unread = unread  # messages of it that are none, or out of range
 
 
 class End(Protocol):
-    """One end of a line: who takes what arrives on it. `mesh/net/links.py` has the two kinds, `Port` and `Link`."""
+    """One end of a line: who takes what arrives on it. There are two kinds: `Port` and `Link`."""
 
     sock: "zmq.Socket[bytes] | None"  # None: closed, or the peer is in this process
+    channel: "Channel | None"  # of the same
 
     def take(self, mail: Mail[Any]) -> None:
         """Mail from a peer in this process has arrived."""
@@ -85,38 +96,52 @@ class Listener(End, Protocol):
         """A peer in this process has closed its end."""
 
 
-class Held(NamedTuple):
-    """An envelope for which the peer had no room: encoded once, sent when there is room."""
+class Held:
+    """An envelope that is about to leave, or for which the peer had no room: encoded once, sent when there is room."""
 
-    body: bytes
-    frames: list[Buffer]
-    messages: int
+    __slots__ = ("body", "frames", "messages")
+
+    def __init__(self, body: bytes, frames: list[Buffer], messages: int) -> None:
+        self.body = body
+        self.frames = frames
+        self.messages = messages
 
 
-@dataclass(slots=True)
 class Line:
     """One direction to one peer: messages to send, the peer's clock offset and whether it is alive."""
 
-    peer: str
-    owner: End  # receives what arrives on this line
-    port: Listener | None = None  # the owner, if it is a port
-    outbox: list[Any] = field(default_factory=list)
-    frames: list[Buffer] = field(default_factory=list)
-    clock: OffsetFilter = field(default_factory=OffsetFilter)
-    other: "Line | None" = None  # the other end, if both are in this process
-    name: bytes = b""  # of the peer's connection, as a port's socket knows it
-    number: int = 0  # of the peer's link: see `Identity`
-    held: Held | None = None  # ahead of the outbox
-    holder: Holder | None = None  # who called, as the handshake found; None: we did, or nobody was asked
-    key: str = ""  # unique among the lines of this process
+    __slots__ = (
+        "clock", "frames", "held", "holder", "key", "name", "number", "other", "outbox", "owner", "peer", "port"
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        peer: str,
+        owner: End,
+        port: Listener | None = None,
+        *,
+        other: "Line | None" = None,
+        name: bytes = b"",
+        number: int = 0,
+        holder: Holder | None = None,
+    ) -> None:
+        self.peer = peer
+        self.owner = owner  # receives what arrives on this line
+        self.port = port  # the owner, if it is a port
+        self.outbox: list[Any] = []
+        self.frames: list[Buffer] = []
+        self.clock = OffsetFilter()
+        self.other = other  # the other end, if both are in this process
+        self.name = name  # of the peer's connection, as a port's socket knows it
+        self.number = number  # of the peer's link: see `Identity`
+        self.held: Held | None = None  # ahead of the outbox
+        self.holder = holder  # who called, as the handshake found; None: we did, or nobody was asked
+        self.key = f"{port.name if port is not None else ''}>{peer}>{id(self)}"  # unique among those of this process
 
     @property
     def waiting(self) -> int:
         """Messages that have not left."""
         return len(self.outbox) + (0 if self.held is None else self.held.messages)
-
-    def __post_init__(self) -> None:
-        self.key = f"{self.port.name if self.port is not None else ''}>{self.peer}>{id(self)}"
 
 
 class Transport:
@@ -160,7 +185,7 @@ class Transport:
         if frames:
             line.frames.extend(frames)
         self._dirty[id(line)] = line
-        self.hub.schedule_turn()
+        self.hub.schedule_send()
 
     def _deliver(self) -> bool:
         """Delivers messages to peers in this process. Returns True if there were any."""
@@ -211,42 +236,33 @@ class Transport:
 
     def _flush_line(self, line: Line) -> str:
         """What waits on the line leaves, or is held until there is room. Returns why the line is lost, or ""."""
-        sock = line.owner.sock
-        if sock is None:
+        sock, channel = line.owner.sock, line.owner.channel
+        if sock is None or channel is None:
             return ""
         self.hub.sent(sock)  # a send that fails consumes the edge of what arrived from others as well
+        to = None if line.port is None else line.name
         now = time.monotonic()
         while line.held is not None or line.outbox:
-            body, frames, messages = line.held or self._encoded(line, now)
-            if len(body) > self.message_bytes_max:
-                return f"does not read: {messages} messages of {len(body)} bytes wait for it"
-            try:
-                self._send(sock, line, body, frames)
-            except zmq.Again:
-                line.held = Held(body, frames, messages)
+            held = line.held or self._encoded(line, now)
+            if len(held.body) > self.message_bytes_max:
+                return f"does not read: {held.messages} messages of {len(held.body)} bytes wait for it"
+            code = channel.send(to, held.body, held.frames)
+            if code == NO_ROOM:
+                line.held = held
                 return self._hold(line)
-            except zmq.ZMQError as error:
-                return f"cannot be reached: {error}"
+            if code:
+                return f"cannot be reached: {zmq.strerror(code)}"
             line.held = None
         self._liveness.sent(line.key, now)
         return ""
 
-    def _encoded(self, line: Line, now: float) -> tuple[bytes, list[Buffer], int]:
+    def _encoded(self, line: Line, now: float) -> Held:
         """All messages of the line as one envelope, with its frames and their number."""
         epoch = line.port.epoch if line.port is not None else 0
         messages, line.outbox = line.outbox, []
         frames, line.frames = line.frames, []
-        return self._encoder.encode(wire.Envelope(now, line.clock.smallest_s, epoch, messages)), frames, len(messages)
-
-    def _send(self, sock: "zmq.Socket[bytes]", line: Line, body: bytes, frames: list[Buffer]) -> None:
-        """One envelope leaves. Raises: zmq.Again, if there is no room for it; zmq.ZMQError."""
-        if line.port is not None:
-            sock.send(line.name, NOBLOCK | MORE)
-        sock.send(body, NOBLOCK | MORE if frames else NOBLOCK)
-        last = len(frames) - 1
-        for i, frame in enumerate(frames):
-            copy = len(frame) < FRAME_BYTES_ZERO_COPY
-            sock.send(frame, MORE if i < last else 0, copy=copy)
+        body = self._encoder.encode(wire.Envelope(now, line.clock.smallest_s, epoch, messages))
+        return Held(body, frames, len(messages))
 
     def _hold(self, line: Line) -> str:
         """The peer's pipe is full: its messages are tried again, up to a limit. Returns why the line is lost, or ""."""

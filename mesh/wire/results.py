@@ -58,6 +58,7 @@ class Taken(Message, frozen=True, kw_only=True, tag="taken"):
     """Frontend -> worker, in place of a heartbeat: I have the outputs up to this number."""
 
     number: int
+    slots: bool = True  # whether the worker may name slots of its memory; False: they cannot be read from here
 
 
 class Fetch(Message, frozen=True, kw_only=True, tag="fetch"):

@@ -32,6 +32,8 @@ from scripts.peers.models import INPUTS, build
 from scripts.rigs.processes import family
 
 OURS = ("gearmesh", "gearmesh compact")
+GOODPUTS = {"goodput", "closed"}  # parts in which answers have to come within an SLO
+CLIENTS = 16  # of the closed loop
 SEED = 7
 WARM_S, PAUSE_S = 0.7, 0.3
 TOLERANCE = 1e-3
@@ -149,7 +151,7 @@ async def measure(bench: Bench, system: str, model: str, driver: Driver, pids: d
     cells: list[tuple[str, Any, float]] = []
     if model in arguments.parts:
         cells += [(str(n), n, LOOSE_SLO_MS) for n in arguments.in_flight]
-    if model == "m5" and "goodput" in arguments.parts:
+    if model == "m5" and GOODPUTS.intersection(arguments.parts):
         for load, shape in loads_of(arguments).items():
             cells += [(f"{load}@{s:g}", shape, s) for s in arguments.slos] if is_ours else [(load, shape, LOOSE_SLO_MS)]
     await driver.closed(16, WARM_S, LOOSE_SLO_MS)
@@ -184,7 +186,5 @@ def measure_capacity(batch_max: int) -> dict[int, float]:
 
 def loads_of(arguments: argparse.Namespace) -> dict[str, int | float]:
     """{name: clients of a closed loop (int), or requests per second (float)} for which goodput is measured."""
-    return {
-        f"{arguments.clients} clients": arguments.clients,
-        **{f"{rate:g}/s": float(rate) for rate in arguments.rates},
-    }
+    rates = arguments.rates if "goodput" in arguments.parts else ()
+    return {f"{arguments.clients} clients": arguments.clients, **{f"{rate:g}/s": float(rate) for rate in rates}}

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gearmesh.telemetry.machine import median
+from scripts.rigs.spreads import Aim, Spread, paired
 
 Runs = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # {system: {cell: its runs, one per round}}
 OURS = "gearmesh"
+REFERENCE = "mosec"  # the best peer
 
 
 def middle(runs: Sequence[Mapping[str, Any]], key: str) -> float | None:
@@ -92,6 +94,36 @@ def behind_throughput(title: str, runs: Runs, in_flight: Sequence[int]) -> list[
             if not system.startswith(OURS) and score > ours:
                 said.append(f"{title}, {n} in flight: {system} {score:,.0f}/s, gearmesh {ours:,.0f}/s")
     return said
+
+
+def closed_figure(system: str, slo: float) -> str:
+    """The name of a ratio of goodputs."""
+    return f"{system}: goodput within {slo:g} ms / {REFERENCE}'s"
+
+
+def closed_ratios(runs: Runs, cell: str, slos: Sequence[float]) -> dict[str, Spread]:
+    """{name: goodput relative to the best peer's, of each round by itself}; empty if that peer was not measured."""
+    found = {}
+    for system, cells in runs.items():
+        for slo in slos if system.startswith(OURS) else ():
+            mine, other = cells.get(f"{cell}@{slo:g}"), runs.get(REFERENCE, {}).get(cell)
+            if mine and other and len(mine) == len(other) and all(run["goodput"][f"{slo:g}"]["per_s"] for run in other):
+                pair = [[run["goodput"][f"{slo:g}"]["per_s"] for run in each] for each in (mine, other)]
+                found[closed_figure(system, slo)] = paired(*pair)
+    return found
+
+
+def ratios_table(aims: Iterable[Aim], ratios: Mapping[str, Spread]) -> str:
+    """A row for each ratio, with its aim if it has one; empty if there are none."""
+    if not ratios:
+        return ""
+    by_figure = {aim.figure: aim for aim in aims}
+    rows = []
+    for name, found in ratios.items():
+        aim = by_figure.get(name)
+        judged = ["", ""] if aim is None else [aim.words, "hit" if aim.is_hit(found.median) else "miss"]
+        rows.append([name, found.words(), *judged])
+    return _table("Ratios of single rounds", ["ratio", "median (min-max; IQR)", "aim", ""], rows)
 
 
 def lateness(models: Mapping[str, Runs]) -> str:

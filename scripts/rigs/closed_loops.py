@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import zmq
@@ -14,10 +14,18 @@ class ZmqDriver:
     """Keeps a number of requests in flight on one DEALER socket, by callbacks."""
 
     def __init__(
-        self, address: str, request: Callable[[int], bytes], check: Callable[[bytes], tuple[int, bool]]
+        self,
+        address: str,
+        request: Callable[[int], bytes],
+        check: Callable[..., tuple[int, bool]],
+        frames: Sequence[bytes] = (),
     ) -> None:
+        """`request`: the body of the request of that number; `frames` follow it, and are not copied.
+
+        `check`: (number, whether the answer is right) from an answer's body and, if there are `frames`, its frames.
+        """
         self._loop = asyncio.get_running_loop()
-        self._request, self._check = request, check
+        self._request, self._check, self._frames = request, check, tuple(frames)
         self._context = zmq.Context()
         self._sock: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         for option in (zmq.LINGER, zmq.SNDHWM, zmq.RCVHWM):  # no limits: the number in flight is one
@@ -51,7 +59,11 @@ class ZmqDriver:
     def _ask(self) -> None:
         self._number += 1
         self._sent[self._number] = time.perf_counter()
-        self._sock.send(self._request(self._number), zmq.NOBLOCK)
+        if self._frames:
+            self._sock.send(self._request(self._number), zmq.NOBLOCK | zmq.SNDMORE)
+            self._sock.send_multipart(self._frames, zmq.NOBLOCK, copy=False)
+        else:
+            self._sock.send(self._request(self._number), zmq.NOBLOCK)
 
     def _readable(self) -> None:
         while True:
@@ -59,8 +71,11 @@ class ZmqDriver:
                 body = self._sock.recv(zmq.NOBLOCK)
             except zmq.Again:
                 break
+            frames = []
+            while self._frames and self._sock.getsockopt(zmq.RCVMORE):
+                frames.append(self._sock.recv(zmq.NOBLOCK, copy=False).buffer)
             now = time.perf_counter()
-            number, ok = self._check(body)
+            number, ok = self._check(body, *frames)
             self._latencies.append(now - self._sent.pop(number))
             self._not_ok += not ok
             if now < self._ends_s:
@@ -104,7 +119,9 @@ class HttpDriver:
 class _Http(asyncio.Protocol):
     def __init__(self, request: bytes) -> None:
         self._request = request
-        self._buffer = b""
+        self._head = b""  # of the answer, as far as it has come
+        self._left: int | None = None  # bytes of the answer's body that are still to come; None: its head is not here
+        self._ok = False
         self._transport: Any = None
         self._done: asyncio.Future[None] | None = None
         self._ends_s = self._sent_s = 0.0
@@ -130,22 +147,24 @@ class _Http(asyncio.Protocol):
         return self._done
 
     def _ask(self) -> None:
-        self._sent_s = time.perf_counter()
+        self._left, self._head, self._sent_s = None, b"", time.perf_counter()
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        head, found, rest = self._buffer.partition(b"\r\n\r\n")
-        if not found:
+        if self._left is None:
+            head, found, body = (self._head + data).partition(b"\r\n\r\n")
+            if not found:
+                self._head += data
+                return
+            self._left = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]) - len(body)
+            self._ok = b" 200 " in head[:16]
+        else:
+            self._left -= len(data)
+        if self._left > 0:
             return
-        lower = head.lower()
-        length = int(lower.partition(b"content-length:")[2].partition(b"\r\n")[0])
-        if len(rest) < length:
-            return
-        self._buffer = b""
         now = time.perf_counter()
         self.latencies.append(now - self._sent_s)
-        self.not_ok += b" 200 " not in head[:16]
+        self.not_ok += not self._ok
         if now < self._ends_s:
             self._ask()
         elif self._done is not None and not self._done.done():

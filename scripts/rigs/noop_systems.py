@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import numpy as np
 
+from frontend.client.forms import FRAMED_BYTES
 from gearmesh.operations.meshes import mesh
 from gearmesh.operations.ports import free_ports
 from mesh.codes import AnswerStatus
@@ -20,7 +22,8 @@ from scripts.rigs.checkouts import held_mesh
 from scripts.rigs.closed_loops import Drive, HttpDriver, ZmqDriver
 from scripts.rigs.processes import family, peer_environment, start
 
-FLOATS = struct.pack("<16f", *range(16))
+MODEL, SLO_MS = "noop", 1000
+ECHO_NAME, MOSEC_NAME = "zmq echo", "mosec msgpack"
 
 
 @dataclass(slots=True)
@@ -33,17 +36,49 @@ class System:
     runs: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # {in flight: results, one per round}
 
 
-def ask_noop(number: int) -> bytes:
-    """An infer request for the no-op model."""
-    inputs = [{"name": "x", "dtype": "float32", "shape": [1, 16], "data": FLOATS}]
-    body: bytes = msgpack.packb({"op": "infer", "id": number, "model": "noop", "inputs": inputs, "slo_ms": 1000})
-    return body
+@dataclass(frozen=True, slots=True)
+class NoopRequest:
+    """A request for the no-op model, whose input is this data; the answer's output has to be the same."""
+
+    data: bytes  # of one row of float32
+    framed: bool = False  # the data is a frame behind the message, as clients send what is large
+
+    @classmethod
+    def of_size(cls, size_bytes: int) -> "NoopRequest":
+        """A request with so many bytes of input, which has to be a multiple of 4."""
+        floats = size_bytes // 4
+        data = struct.pack(f"<{floats}f", *(float(i % 251) for i in range(floats)))
+        return cls(data, framed=size_bytes > FRAMED_BYTES)
+
+    @property
+    def floats(self) -> int:
+        """Numbers in the input."""
+        return len(self.data) // 4
+
+    @property
+    def frames(self) -> tuple[bytes, ...]:
+        """What follows the message."""
+        return (self.data,) if self.framed else ()
+
+    def ask(self, number: int) -> bytes:
+        """The message of the request of that number."""
+        tensor = {"name": "x", "dtype": "float32", "shape": [1, self.floats]}
+        inputs = [tensor if self.framed else {**tensor, "data": self.data}]
+        body: bytes = msgpack.packb({"op": "infer", "id": number, "model": MODEL, "inputs": inputs, "slo_ms": SLO_MS})
+        return body
+
+    def check(self, body: bytes, *frames: Any) -> tuple[int, bool]:
+        """(id, whether it is the right answer)."""
+        answer = msgpack.unpackb(body)
+        if answer["status"] != AnswerStatus.OK:
+            return answer["id"], False
+        if frames:  # memoryviews would be compared byte by byte
+            words = np.frombuffer(frames[0], np.uint32)
+            return answer["id"], np.array_equal(words, np.frombuffer(self.data, np.uint32))
+        return answer["id"], answer["outputs"][0]["data"] == self.data
 
 
-def check_noop(body: bytes) -> tuple[int, bool]:
-    """(id, whether it is the right answer)."""
-    answer = msgpack.unpackb(body)
-    return answer["id"], answer["status"] == AnswerStatus.OK and answer["outputs"][0]["data"] == FLOATS
+SMALL = NoopRequest.of_size(64)
 
 
 ECHO = """
@@ -51,12 +86,17 @@ import asyncio, sys, uvloop, zmq
 async def main():
     sock = zmq.Context().socket(zmq.ROUTER); sock.bind(sys.argv[1])
     loop = asyncio.get_running_loop()
+    frames = range(int(sys.argv[2]))
     def readable():
         while True:
             try: identity = sock.recv(zmq.NOBLOCK)
             except zmq.Again: break
             body = sock.recv(zmq.NOBLOCK)
-            sock.send(identity, zmq.SNDMORE); sock.send(body)
+            if frames:
+                sock.send(identity, zmq.SNDMORE); sock.send(body, zmq.SNDMORE)
+                sock.send_multipart([sock.recv(zmq.NOBLOCK) for _ in frames])
+            else:
+                sock.send(identity, zmq.SNDMORE); sock.send(body)
         if sock.getsockopt(zmq.EVENTS) & zmq.POLLIN: loop.call_soon(readable)
     loop.add_reader(sock.getsockopt(zmq.FD), readable); loop.call_soon(readable)
     await asyncio.Event().wait()
@@ -65,13 +105,13 @@ uvloop.run(main())
 
 
 @asynccontextmanager
-async def echo() -> AsyncIterator[System]:
+async def echo(request: NoopRequest = SMALL) -> AsyncIterator[System]:
     """A bare ROUTER that returns each message: the lower bound."""
     address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
-    process = start([sys.executable, "-c", ECHO, address])
-    driver = ZmqDriver(address, ask_noop, lambda body: (msgpack.unpackb(body)["id"], True))
+    process = start([sys.executable, "-c", ECHO, address, str(len(request.frames))])
+    driver = ZmqDriver(address, request.ask, lambda body, *_: (msgpack.unpackb(body)["id"], True), request.frames)
     try:
-        yield System("zmq echo", driver.drive, {"echo": process.pid})
+        yield System(ECHO_NAME, driver.drive, {"echo": process.pid})
     finally:
         driver.close()
         process.kill()
@@ -79,11 +119,11 @@ async def echo() -> AsyncIterator[System]:
 
 
 @asynccontextmanager
-async def ours(repository: Path, folder: Path, *, compact: bool) -> AsyncIterator[System]:
+async def ours(repository: Path, folder: Path, *, compact: bool, request: NoopRequest = SMALL) -> AsyncIterator[System]:
     """The mesh, compact or with each service as a process of its own."""
     name = "gearmesh compact" if compact else "gearmesh"
     async with mesh(repository, folder / name.replace(" ", "-"), compact=compact) as running:
-        driver = ZmqDriver(running.address, ask_noop, check_noop)
+        driver = ZmqDriver(running.address, request.ask, request.check, request.frames)
         try:
             yield System(name, driver.drive, running.supervisor.pids())
         finally:
@@ -91,13 +131,15 @@ async def ours(repository: Path, folder: Path, *, compact: bool) -> AsyncIterato
 
 
 @asynccontextmanager
-async def of_checkout(checkout: Path, repository: Path, folder: Path, *, compact: bool) -> AsyncIterator[System]:
+async def of_checkout(
+    checkout: Path, repository: Path, folder: Path, *, compact: bool, request: NoopRequest = SMALL
+) -> AsyncIterator[System]:
     """The mesh of another checkout, run by the interpreter in its .venv, with a copy of the models."""
     kind = "compact" if compact else "processes"
     models = folder / f"models-beside-{kind}"
     shutil.copytree(repository, models)
     async with held_mesh(checkout, models, folder / f"data-beside-{kind}", compact=compact) as held:
-        driver = ZmqDriver(held.address, ask_noop, check_noop)
+        driver = ZmqDriver(held.address, request.ask, request.check, request.frames)
         try:
             yield System(f"beside{' compact' if compact else ''}", driver.drive, held.pids)
         finally:
@@ -118,17 +160,17 @@ server.run()
 
 
 @asynccontextmanager
-async def mosec(folder: Path) -> AsyncIterator[System]:
+async def mosec(folder: Path, request: NoopRequest = SMALL) -> AsyncIterator[System]:
     """mosec, the fastest peer here, in an environment of its own."""
     python = peer_environment("mosec", ["mosec", "msgpack", "numpy"])
     port = free_ports(1)[0]
     script = folder / "mosec_noop.py"
     script.write_text(MOSEC)
     process = start([str(python), str(script), "--port", str(port), "--log-level", "error"])
-    driver = HttpDriver(port, msgpack.packb({"x": FLOATS}))
+    driver = HttpDriver(port, msgpack.packb({"x": request.data}))
     try:
         await _answers(driver)
-        yield System("mosec msgpack", driver.drive, family(process.pid))
+        yield System(MOSEC_NAME, driver.drive, family(process.pid))
     finally:
         os.killpg(process.pid, 15)
         process.wait()

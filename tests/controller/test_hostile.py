@@ -90,7 +90,7 @@ def _submit(request: int, **changes: Any) -> wire.Submit:
 @pytest.mark.parametrize(
     "wrong",
     [{"budget_s": NAN}, {"budget_s": INF}, {"weight": NAN}, {"weight": -1.0}, {"rows": 0}, {"rows": 2**62},
-     {"frames": 2**40, "inline": ()}],
+     {"kept": wire.Kept(sizes=(2**60,)), "inline": ()}],
     ids=str,
 )  # fmt: skip
 @on_loop
@@ -128,7 +128,7 @@ async def test_what_strangers_say_changes_nothing_for_others(tmp_path: Path) -> 
         for results in ((), ("garbage://x",), ("memory://nope",), ("tcp://127.0.0.1:0",)):
             other.send(_envelope(wire.FrontendHello(member="frontend-2", host="h", results=results)))
         other.send(_envelope(wire.FrontendHello(member="frontend-2", host="h", results=("tcp://127.0.0.1:2",))))
-        other.send(_envelope(_submit(5, frames=3, inline=())))  # and no frame beside it
+        other.send(_envelope(_submit(5, inline=())))  # which has no inputs
         await at.infers(7)
         devices = at.service.scheduler.state.devices
         assert list(devices) in (["w1"], ["w1", "stranger"])

@@ -91,11 +91,12 @@ class Mesh:
         self.address = self.frontend.address
         self.client = AsyncClient(self.address)
         self._link: Link[Any, Any] | None = None
+        self.told_worker = Told()  # mails of the frontend to the worker
 
     async def begin(self) -> None:
         hello = await self.controller.hello()
         self._link = Link(
-            self.made.runtime().transport, "gpu_worker-1", hello.member, FROM_RESULTS, Told(), Told(),
+            self.made.runtime().transport, "gpu_worker-1", hello.member, FROM_RESULTS, self.told_worker, Told(),
             to=PortKind.RESULTS,
         )  # fmt: skip
         self._link.call(hello.results)
@@ -143,6 +144,12 @@ class Mesh:
         assert self._link is not None
         outputs = wire.Outputs(ref="m:1", device="cpu:0", batch=4, exec_s=0.001, answers=answers, rows=rows)
         self._link.send(outputs, frames)
+
+    def ask(self, *messages: wire.ToResults, frames: Any = ()) -> None:
+        """The worker sends these. `frames`: of the last one."""
+        assert self._link is not None
+        for message in messages:
+            self._link.send(message, frames if message is messages[-1] else ())
 
     def close(self) -> None:
         self.client.close()

@@ -193,7 +193,7 @@ async def test_while_the_first_lives_the_second_is_closed_and_a_line_says_why_an
             (line,) = (line for line in lines if line["event"] == "connection_refused")
             assert line["why"] == IdentityRefusal.IN_USE
             assert line["peer"].startswith("127.0.0.1:")
-            assert echo.port.connections_refused == 1
+            assert echo.port.reception.connections_refused == 1
             assert not any(client.lost() for client in (first, quiet, quiet_with_a_name))
             assert {header for _, header in echo.said.items} == {b"first"}
 
@@ -234,8 +234,9 @@ async def test_no_answer_reaches_a_later_client_of_the_same_name() -> None:
             assert (other.identity, other == one) == (one.identity, False)
             echo.port.answer(one, b"the first one's")
             echo.port.answer(other, b"the second one's")
+            echo.port.flush()
             assert second.sock.recv() == b"the second one's"
-            assert echo.port.answers_dropped == 1
+            assert echo.port.outbox.dropped == 1
 
 
 @on_loop
@@ -304,7 +305,7 @@ async def test_messages_of_peers_with_an_old_protocol_are_counted_and_disturb_no
         with asking(made, echo.address) as honest, socket.create_connection(("127.0.0.1", port)) as old:
             assert await honest.answer(b"one", 10) == b"one!"
             old.sendall(greeting + 20 * message)
-            while echo.port.unreadable < 20:
+            while echo.port.reception.unreadable < 20:
                 assert await honest.answer(b"one", 10) == b"one!"
             assert await honest.answer(b"one", 10) == b"one!"
         assert {header for _, header in echo.said.items} == {b"one"}

@@ -40,7 +40,7 @@ async def test_a_source_counts_from_those_who_may_name_one(tmp_path: Path, role:
             numbers([suspects.number(client, request) for request in asked])
 
         port = ClientPort(made.runtime(keys_dir=str(tmp_path / "keys")).hub, heard, lambda *_: True)
-        suspects = Suspects(port)
+        suspects = Suspects(port.reception)
         calling(made, own, port.listen("127.0.0.1", 0, SIZE_MAX))
         ((red, blue, again),) = await numbers.count(1)  # from its first message on
         assert red == again
@@ -68,5 +68,5 @@ async def test_a_revoked_clients_connection_ends_and_others_do_not(tmp_path: Pat
         of_bob.send(b"again")
         client, header, *_ = (await heard.count(3))[2]
         assert (header, client == left) == (b"again", False)
-        assert port.connections_refused == 1
+        assert port.reception.connections_refused == 1
         port.close()

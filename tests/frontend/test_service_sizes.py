@@ -224,8 +224,11 @@ async def test_strings_travel_there_and_back_in_both_forms(letters: int, tmp_pat
         (submit,) = await at.controller.wait(wire.Submit, 1)
         assert (submit.rows, submit.extents) == (2, ())
         packed = pack(text.encode() for text in texts)
-        frames = [bytes(frame) for mail in at.controller.listening.mail.items for frame in mail.frames]
-        assert [*map(bytes, submit.inline), *frames] == [packed]
+        at.ask(wire.Fetch(request=submit.request, attempt=0))
+        mails = await at.told_worker.until(lambda mails: any(mail.frames for mail in mails))
+        assert [bytes(frame) for mail in mails for frame in mail.frames] == [packed]
+        assert submit.kept is None or submit.kept.sizes == (len(packed),)
+        assert [*map(bytes, submit.inline)] == ([packed] if submit.kept is None else [])
         at.outputs(answer(submit, packed, pack([b"\xff\0", b"x"])))
         prediction: Any = await future
         assert prediction["label"].tolist() == texts

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import zmq
 
+from frontend import outbox
 from frontend import transport as module
 from frontend.transport import ANSWERS_QUEUED_MAX, ClientId, ClientPort
 from gearmesh.operations.ports import free_ports
@@ -22,17 +23,22 @@ SIZE_MAX = 4096
 class Listening:
     """An open port for clients, which records (client, header, frames) of all messages."""
 
-    def __init__(self, made: Processes, *, number: int = 0) -> None:
+    def __init__(self, made: Processes, *, number: int = 0, size_max: int = SIZE_MAX) -> None:
         self.hub = made.runtime().hub
         self.said, self.turns = Told(), Told()
         self.arrived_s = 0.0  # of the latest message: it did not come before
         self.hub.on_turn(self.turns)
         self.port = ClientPort(self.hub, self._hear, lambda *_: True)
-        self.address = self.port.listen("127.0.0.1", number, SIZE_MAX)
+        self.address = self.port.listen("127.0.0.1", number, size_max)
 
     def _hear(self, who: ClientId, header: bytes, frames: list[Any], arrived_s: float) -> None:
         self.arrived_s = arrived_s
         self.said(who, header, frames)
+
+    def answer(self, *answer: Any) -> None:
+        """Answers at once, and not only at the end of the turn."""
+        self.port.answer(*answer)
+        self.port.flush()
 
     async def messages(self, count: int) -> list[tuple[bytes, list[bytes]]]:
         """(header, frames) of all messages, once there are `count`."""
@@ -60,8 +66,8 @@ async def test_a_message_is_a_header_and_its_frames_and_so_is_an_answer() -> Non
         assert await listening.messages(2) == [(b"header", []), (b"header", [b"one", b"", b"three"])]
         who = listening.said.items[0][0]
         assert who == ClientId(who.identity, delimited=False) == listening.said.items[1][0]
-        listening.port.answer(who, b"answer")
-        listening.port.answer(who, b"answer", [b"one", memoryview(bytes(100_000)), b"three"])
+        listening.answer(who, b"answer")
+        listening.answer(who, b"answer", [b"one", memoryview(bytes(100_000)), b"three"])
         assert sock.recv_multipart() == [b"answer"]
         assert sock.recv_multipart() == [b"answer", b"one", bytes(100_000), b"three"]
 
@@ -75,7 +81,7 @@ async def test_a_req_socket_is_answered_with_the_empty_frame_that_it_expects() -
         assert await listening.messages(1) == [(b"header", [b"frame"])]
         ((who, _, _),) = listening.said.items
         assert who.delimited
-        listening.port.answer(who, b"answer", [b"one"])
+        listening.answer(who, b"answer", [b"one"])
         assert sock.recv_multipart() == [b"answer", b"one"]
 
 
@@ -99,7 +105,7 @@ async def test_every_client_gets_its_own_answers() -> None:
         for i, sock in enumerate(socks):
             sock.send(b"%d" % i)
         for who, header, _ in await listening.said.count(3):
-            listening.port.answer(who, header * 2)
+            listening.answer(who, header * 2)
         assert [sock.recv() for sock in socks] == [b"00", b"11", b"22"]
 
 
@@ -123,7 +129,7 @@ async def test_what_was_not_read_yet_can_be_had_at_the_end_in_order_and_only_the
         while sum(map(len, found.values())) < 600 and time.monotonic() < ends_s:
             for who, header in listening.port.waiting():
                 found.setdefault(who.identity, []).append(header)
-                listening.port.answer(who, header)
+                listening.answer(who, header)
         assert list(found.values()) == [[b"%d" % i for i in range(200)]] * 3
         assert len(listening.said.items) == heard
         assert [sock.recv() for sock in socks] == [b"0"] * 3
@@ -149,7 +155,7 @@ async def test_a_larger_frame_closes_that_connection_and_no_other(frames: list[b
         careful.send(b"before")
         await listening.messages(1)
         careless.send_multipart(frames)
-        await listening.until(lambda: listening.port.disconnections == 1)
+        await listening.until(lambda: listening.port.reception.disconnections == 1)
         careful.send(b"after")
         assert await listening.messages(2) == [(b"before", []), (b"after", [])]
 
@@ -183,12 +189,75 @@ async def test_connections_and_disconnections_are_counted() -> None:
     async with processes() as made:
         listening = Listening(made)
         socks = [client(made, listening) for _ in range(3)]
-        await listening.until(lambda: listening.port.connections == 3)
-        assert listening.port.disconnections == 0
+        await listening.until(lambda: listening.port.reception.connections == 3)
+        assert listening.port.reception.disconnections == 0
         for sock in socks[:2]:
             sock.close(0)
-        await listening.until(lambda: listening.port.disconnections == 2)
-        assert listening.port.connections == 3
+        await listening.until(lambda: listening.port.reception.disconnections == 2)
+        assert listening.port.reception.connections == 3
+
+
+@on_loop
+async def test_answers_of_a_turn_leave_at_its_end_in_the_order_of_their_making() -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        one, two = client(made, listening), client(made, listening)
+        one.send(b"one")
+        ((first, _, _),) = await listening.said.count(1)
+        two.send(b"two")
+        (_, (second, _, _)) = await listening.said.count(2)
+        for i in range(3):
+            listening.port.answer(first, b"%d" % i, [b"frame"] if i == 1 else ())
+            listening.port.answer(second, b"%d" % i)
+        assert not one.poll(0)
+        await listening.turns.count(len(listening.turns.items) + 1)
+        assert [one.recv_multipart() for _ in range(3)] == [[b"0"], [b"1", b"frame"], [b"2"]]
+        assert [two.recv_multipart() for _ in range(3)] == [[b"0"], [b"1"], [b"2"]]
+
+
+@pytest.mark.parametrize("bounded", ["TOGETHER_MAX", "TOGETHER_BYTES_MAX"])
+@on_loop
+async def test_many_answers_do_not_wait_for_the_end_of_the_turn(bounded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, bounded, 4)
+    async with processes() as made:
+        listening = Listening(made)
+        sock = client(made, listening)
+        sock.send(b"header")
+        ((who, _, _),) = await listening.said.count(1)
+        for i in range(3 if bounded == "TOGETHER_BYTES_MAX" else 4):
+            listening.port.answer(who, b"%d" % i, [b"x"] if i == 2 else ())
+        listening.port.answer(who, b"later")
+        assert sock.recv_multipart() == [b"0"]
+        await listening.turns.count(len(listening.turns.items) + 1)
+        said = [sock.recv_multipart()]
+        while said[-1] != [b"later"]:
+            said.append(sock.recv_multipart())
+        assert said[:2] == [[b"1"], [b"2", b"x"]]
+
+
+@on_loop
+async def test_what_was_answered_leaves_when_the_port_is_closed() -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        sock = client(made, listening)
+        sock.send(b"header")
+        ((who, _, _),) = await listening.said.count(1)
+        listening.port.answer(who, b"the last one")
+        listening.port.close()
+        assert sock.recv() == b"the last one"
+
+
+@on_loop
+async def test_a_large_header_is_not_copied() -> None:
+    async with processes() as made:
+        listening = Listening(made, size_max=1 << 20)
+        sock, req = client(made, listening), client(made, listening, zmq.REQ)
+        for body in (bytes(1000), bytes(100_000)):
+            sock.send(body)
+        req.send(bytes(100_000))
+        said = await listening.said.count(3)
+        kinds = {(who.delimited, len(header)): type(header) for who, header, _ in said}
+        assert kinds == {(False, 1000): bytes, (False, 100_000): memoryview, (True, 100_000): memoryview}
 
 
 @on_loop
@@ -201,15 +270,15 @@ async def test_an_answer_to_a_client_that_is_gone_is_dropped_and_counted() -> No
         staying.send(b"staying")
         (gone, _, _), (there, _, _) = await listening.said.count(2)
         leaving.close(0)
-        await listening.until(lambda: listening.port.disconnections == 1)
-        while listening.port.answers_dropped == 0:  # the socket notices a moment after the monitor
-            listening.port.answer(gone, b"answer")
-            listening.port.answer(there, b"answer")
+        await listening.until(lambda: listening.port.reception.disconnections == 1)
+        while listening.port.outbox.dropped == 0:  # the socket notices a moment after the monitor
+            listening.answer(gone, b"answer")
+            listening.answer(there, b"answer")
             assert staying.recv_multipart() == [b"answer"]
-        listening.port.answer(gone, b"answer", [b"x" * 100_000])
-        listening.port.answer(there, b"answer")
+        listening.answer(gone, b"answer", [b"x" * 100_000])
+        listening.answer(there, b"answer")
         assert staying.recv_multipart() == [b"answer"]
-        assert listening.port.answers_dropped == 2
+        assert listening.port.outbox.dropped == 2
 
 
 @on_loop
@@ -221,13 +290,13 @@ async def test_a_client_that_is_slow_to_read_gets_every_answer_in_order() -> Non
         sock.send(b"header")
         ((who, _, _),) = await listening.said.count(1)
         for answer in answers:
-            listening.port.answer(who, answer)
-        assert listening.port.answers_waiting > 0
+            listening.answer(who, answer)
+        assert listening.port.outbox.waiting > 0
         read: list[bytes] = []
         while len(read) < len(answers):
             read += [await asyncio.to_thread(sock.recv)]
         assert read == answers
-        assert (listening.port.answers_waiting, listening.port.answers_dropped) == (0, 0)
+        assert (listening.port.outbox.waiting, listening.port.outbox.dropped) == (0, 0)
 
 
 @on_loop
@@ -238,11 +307,11 @@ async def test_what_waits_for_a_client_that_leaves_is_dropped_and_counted(monkey
         sock = client(made, listening)
         sock.send(b"header")
         ((who, _, _),) = await listening.said.count(1)
-        while listening.port.answers_waiting < 25:  # MB: more than ZeroMQ and the kernel still have room for
-            listening.port.answer(who, bytes(1 << 20))
+        while listening.port.outbox.waiting < 25:  # MB: more than ZeroMQ and the kernel still have room for
+            listening.answer(who, bytes(1 << 20))
         sock.close(0)
-        await listening.until(lambda: listening.port.answers_waiting == 0)
-        assert listening.port.answers_dropped > 0
+        await listening.until(lambda: listening.port.outbox.waiting == 0)
+        assert listening.port.outbox.dropped > 0
 
 
 @on_loop
@@ -256,14 +325,14 @@ async def test_a_client_that_does_not_read_loses_its_own_answers_only() -> None:
         keen.send(b"keen")
         (lazy_one, _, _), (keen_one, _, _) = await listening.said.count(2)
         answers = 0
-        while listening.port.answers_dropped == 0:
-            listening.port.answer(lazy_one, b"x" * 20_000)
+        while listening.port.outbox.dropped == 0:
+            listening.answer(lazy_one, b"x" * 20_000)
             answers += 1
             assert answers < 10 * ANSWERS_QUEUED_MAX
         assert answers > ANSWERS_QUEUED_MAX
-        listening.port.answer(keen_one, b"answer")
+        listening.answer(keen_one, b"answer")
         assert keen.recv() == b"answer"
-        assert listening.port.answers_dropped == 1
+        assert listening.port.outbox.dropped == 1
 
 
 class HandTimers:
@@ -301,8 +370,8 @@ async def test_a_request_that_comes_before_a_vain_try_to_send_waiting_answers_is
         await listening.messages(1)
         keen.send(b"keen")
         (lazy_one, _, _), _ = await listening.said.count(2)
-        while listening.port.answers_dropped == 0:
-            listening.port.answer(lazy_one, b"x" * 20_000)
+        while listening.port.outbox.dropped == 0:
+            listening.answer(lazy_one, b"x" * 20_000)
         listening.hub.schedule_turn()
         await listening.turns.count(len(listening.turns.items) + 1)
         keen.send(b"again")
@@ -323,6 +392,6 @@ async def test_a_closed_port_is_free_for_another_and_may_be_answered_on_and_clos
             Listening(made, number=number)
         listening.port.close()
         listening.port.close()
-        listening.port.answer(who, b"nobody listens")
+        listening.answer(who, b"nobody listens")
         listening.hub.close()
         Listening(made, number=number)

@@ -1,6 +1,7 @@
 """gpu_worker/answering.py and frontend/results.py: each answer reaches its frontend once, whatever becomes of links."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from gpu_worker.core.jobs import Done, Job
 from mesh import wire
 from mesh.net.keys import Keys
 from mesh.net.links import Link
+from mesh.process.ids import host_id
+from mesh.process.segments import SegmentReader, SegmentWriter
 from mesh.roles import PortKind
 from tests.black_holes import swallow_port
 from tests.loops import Told, on_loop
@@ -40,12 +43,18 @@ LARGE = wire.ModelSpec(
 class Frontend:
     """What takes outputs in a frontend: the table and the port."""
 
-    def __init__(self, made: Processes, name: str = "frontend-1", runtime: Any = None) -> None:
+    def __init__(
+        self,
+        made: Processes,
+        name: str = "frontend-1",
+        runtime: Any = None,
+        reader: SegmentReader | None = None,
+    ) -> None:
         self.name = name
         self.table = RequestTable(10_000, 1 << 30)
         self.done, self.malformed = Told(), Told()
         self.runtime = runtime or made.runtime()
-        self.port = ResultsPort(self.runtime.transport, name, self.table, self._completed, self.malformed)
+        self.port = ResultsPort(self.runtime.transport, name, self.table, self._completed, self.malformed, reader)
         self.addresses = self.port.listen("127.0.0.1")
 
     def _completed(self, completed: Completed, now: float) -> None:
@@ -312,3 +321,137 @@ async def test_a_frontend_that_was_taken_for_gone_gets_answers_again() -> None:
         links.send(job({"frontend-1": frontend.opens(6)}))
         assert await frontend.done.count(6) == answers(*range(1, 7))
         assert frontend.port.taken.doubles == 0
+
+
+# -- outputs in slots of shared memory --------------------------------------------------------------------------------
+
+
+class Unable(SegmentReader):
+    """A reader that may not open the segments of others, as another user's, or one in another container."""
+
+    def can_open(self, segment: str) -> bool:
+        """No."""
+        return False
+
+    def read(self, slot: wire.Slot, sizes: Sequence[int]) -> list[memoryview] | None:
+        """None."""
+        return None
+
+
+class CountingWriter(SegmentWriter):
+    """Counts the slots that were filled."""
+
+    def __init__(self, bytes_max: int = 64 << 20) -> None:
+        super().__init__(bytes_max)
+        self.filled = 0
+
+    def put(self, tensors: Sequence[wire.Buffer]) -> wire.Slot | None:
+        """As any writer."""
+        slot = super().put(tensors)
+        self.filled += slot is not None
+        return slot
+
+
+def sharing(made: Processes, writer: SegmentWriter, *frontends: Frontend, host: str = "") -> OutputLinks:
+    """A worker that has memory to share with these frontends, which are on this machine, or on another host."""
+    links = OutputLinks(made.runtime().transport, "gpu_worker-1", "cpu:0", writer)
+    links.know({frontend.name: frontend.addresses for frontend in frontends})
+    links.know_hosts([wire.Member(id=frontend.name, role="frontend", host=host or host_id()) for frontend in frontends])
+    return links
+
+
+@on_loop
+async def test_large_outputs_lie_in_shared_memory_until_they_are_confirmed() -> None:
+    async with processes(**BRISK) as made:
+        frontend, writer = Frontend(made), CountingWriter()
+        links = sharing(made, writer, frontend)
+        for call in range(1, 6):
+            links.send(job({"frontend-1": frontend.opens(call, LARGE)}, LARGE))
+        assert (writer.filled, writer.bytes_used > 0) == (5, True)
+        assert await frontend.done.count(5) == answers(*range(1, 6))
+        await frontend.until(lambda: links.unconfirmed == 0)
+        assert writer.bytes_used == 0
+        assert frontend.malformed.items == []
+        links.close()
+        frontend.port.close()
+
+
+@pytest.mark.parametrize("why", ["on another host", "no room", "ending"])
+@on_loop
+async def test_who_cannot_be_given_slots_gets_frames(why: str) -> None:
+    async with processes(**BRISK) as made:
+        frontend, writer = Frontend(made), CountingWriter(0 if why == "no room" else 64 << 20)
+        links = sharing(made, writer, frontend, host="elsewhere" if why == "on another host" else "")
+        if why == "ending":
+            assert links.share_no_more()
+        links.send(job({"frontend-1": frontend.opens(1, LARGE)}, LARGE))
+        assert await frontend.done.count(1) == answers(1)
+        assert writer.filled == 0
+        links.close()
+
+
+@on_loop
+async def test_a_frontend_that_cannot_read_slots_gets_the_same_as_frames_once_and_in_order() -> None:
+    async with processes(**BRISK) as made:
+        frontend, writer = Frontend(made, reader=Unable()), CountingWriter()
+        links = sharing(made, writer, frontend)
+        for call in range(1, 6):
+            links.send(job({"frontend-1": frontend.opens(call, LARGE)}, LARGE))
+            links.send(job({"frontend-1": frontend.opens(call + 100)}))
+        calls = [call for first in range(1, 6) for call in (first, first + 100)]
+        assert await frontend.done.count(10) == [(call, bytes([i])) for i, call in enumerate(calls, 1)]
+        filled = writer.filled
+        assert filled == 5
+        assert writer.bytes_used == 0
+        links.send(job({"frontend-1": frontend.opens(6, LARGE)}, LARGE))
+        assert (await frontend.done.count(11))[10:] == [(6, bytes([11]))]
+        assert writer.filled == filled, "it is not tried again on this link"
+        assert (frontend.port.for_nobody, frontend.malformed.items) == (0, [])
+        links.close()
+
+
+@on_loop
+async def test_outputs_in_slots_come_again_on_the_link_that_replaces_a_lost_one_once() -> None:
+    async with processes(**BRISK) as made:
+        frontend, writer = Frontend(made), CountingWriter()
+        links = sharing(made, writer, frontend)
+        links.send(job({"frontend-1": frontend.opens(1, LARGE)}, LARGE))
+        await frontend.done.count(1)
+        assert swallow_port(frontend.number, os.getpid())
+        for call in range(2, 7):
+            links.send(job({"frontend-1": frontend.opens(call, LARGE)}, LARGE))
+        assert await frontend.done.count(6) == answers(*range(1, 7))
+        await frontend.until(lambda: links.unconfirmed == 0)
+        assert writer.bytes_used == 0
+        assert frontend.port.for_nobody == 0
+        links.close()
+
+
+@on_loop
+async def test_slots_of_a_frontend_that_is_gone_are_free() -> None:
+    async with processes(**BRISK) as made:
+        frontend, writer = Frontend(made), CountingWriter()
+        links = sharing(made, writer, frontend)
+        links.send(job({"frontend-1": frontend.opens(1, LARGE)}, LARGE))
+        await frontend.done.count(1)
+        swallow_port(frontend.number, os.getpid())
+        links.send(job({"frontend-1": frontend.opens(2, LARGE)}, LARGE))
+        assert writer.bytes_used > 0
+        links.know({})
+        await frontend.until(lambda: links.frontends == 0)
+        assert writer.bytes_used == 0
+        links.close()
+
+
+@on_loop
+async def test_within_one_process_large_outputs_pass_by_without_a_copy() -> None:
+    async with processes(**BRISK) as made:
+        here, writer = made.runtime(), CountingWriter()
+        frontend = Frontend(made, runtime=here)
+        links = OutputLinks(here.transport, "gpu_worker-1", "cpu:0", writer)
+        links.know({frontend.name: frontend.addresses})
+        links.know_hosts([wire.Member(id=frontend.name, role="frontend", host=host_id())])
+        links.send(job({"frontend-1": frontend.opens(1, LARGE)}, LARGE))
+        assert await frontend.done.count(1) == answers(1)
+        assert writer.filled == 0
+        links.close()

@@ -10,7 +10,7 @@ import torch
 
 from mesh import wire
 from mesh.codes import ActionCode
-from mesh.net.links import Port
+from mesh.net.ports import Port
 from mesh.roles import PortKind
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.devices.open_models import LONGEST, Made, encoder, texts

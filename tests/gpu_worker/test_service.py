@@ -22,6 +22,7 @@ from gpu_worker.preparation import RepositoryVersions
 from gpu_worker.service import WorkerService
 from mesh import wire
 from mesh.codes import ActionCode, ActionKind, PackageCode
+from mesh.process.segments import SegmentReader
 from tests.disks import refuse
 from tests.gpu_worker.conftest import Repository
 from tests.gpu_worker.test_preparing import other_weights
@@ -55,7 +56,9 @@ class Gated:
 class World:
     """One worker, and what it says to its controller."""
 
-    def __init__(self, made: Processes, repository: Repository, folder: Path) -> None:
+    def __init__(
+        self, made: Processes, repository: Repository, folder: Path, reader: SegmentReader | None = None
+    ) -> None:
         self.made = made
         self.folder = folder / "models"
         shutil.copytree(repository.folder / "linear", self.folder / "linear")
@@ -73,7 +76,7 @@ class World:
         )  # fmt: skip
         self.device = Gated(CpuDevice(runtime.settings))
         versions = RepositoryVersions(runtime.hub.loop, self.device, self.folder, ())  # type: ignore[arg-type]
-        self.worker = WorkerService(runtime, self.device, versions)  # type: ignore[arg-type]
+        self.worker = WorkerService(runtime, self.device, versions, reader=reader)  # type: ignore[arg-type]
         self.peer = ""
         self._seen = 0
 
@@ -104,9 +107,11 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def world(repository: Repository, folder: Path) -> AsyncIterator[World]:
-    async with processes() as made:
-        begun = World(made, repository, folder)
+async def world(
+    repository: Repository, folder: Path, reader: SegmentReader | None = None, **settings: Any
+) -> AsyncIterator[World]:
+    async with processes(**settings) as made:
+        begun = World(made, repository, folder, reader)
         try:
             await begun.begin()
             yield begun

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
+from gpu_worker.core.incoming import Incoming
 from gpu_worker.core.jobs import Done, Effect, Job, Phase, Report, Servable, StartPhase
 from gpu_worker.core.lanes import Lanes
 from gpu_worker.core.pages import PageTable
@@ -42,6 +45,24 @@ def infer(
         action=action, ref=ref, earliest_s=earliest_s, latest_s=latest_s, expected_s=expected_s, batch=batch,
         parts=parts,
     )  # fmt: skip
+
+
+def keeping(action: wire.Infer, size: int = 100, *, slots: Iterable[int] = ()) -> wire.Infer:
+    """Returns the same INFER whose frontends keep the inputs, one of `size` bytes each; those of `slots` in a slot."""
+    in_slots = set(slots)
+    parts = []
+    for i, part in enumerate(action.parts):
+        slot = wire.Slot(segment="1.2.ab", offset=64 * i, generation=1 + i) if i in in_slots else None
+        parts.append(msgspec.structs.replace(part, kept=wire.Kept(sizes=(size,), slot=slot)))
+    return msgspec.structs.replace(action, parts=tuple(parts))
+
+
+def awaiting(action: wire.Infer, *there: int) -> Incoming:
+    """Returns the inputs of an INFER whose frontends keep them: of these parts they are there, in slots."""
+    kept = keeping(action, slots=there)
+    incoming = Incoming(kept, [[b"i" * 100] if i in there else None for i in range(len(kept.parts))])
+    incoming.slots = {i: part.kept.slot for i, part in enumerate(kept.parts) if part.kept and part.kept.slot}
+    return incoming
 
 
 def unload(action: int, ref: str = "m:1") -> wire.Unload:
@@ -95,6 +116,15 @@ class Device:
         if isinstance(action, wire.Unload):
             return self._noted(self.lanes.unload(action, epoch, now=now))
         return self._noted(self.lanes.infer(action, epoch, now=now, tensors=tensors))
+
+    def order_kept(self, incoming: Incoming, *, now: float) -> list[str]:
+        """The controller orders an INFER that does not carry its inputs. Returns the effects."""
+        return self._noted(self.lanes.infer(incoming.action, EPOCH, now=now, incoming=incoming))
+
+    def input_again(self, action: int, parts: Sequence[int], *, now: float) -> list[str]:
+        """INPUT has ended, and what it read of these parts cannot be trusted. Returns the effects."""
+        job = self.running.pop((Phase.INPUT, action))
+        return self._noted(self.lanes.input_again(job, parts, now=now))
 
     def end(self, phase: Phase, action: int, *, now: float, code: str = ActionCode.OK, message: str = "") -> list[str]:
         """The device ends a phase, which took a millisecond. Returns the effects."""

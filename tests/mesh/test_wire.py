@@ -248,7 +248,7 @@ MESSAGES: list[Any] = [  # one of each, with no field at its default
         oldest=5,
         again=True,
     ),
-    wire.Taken(number=6),
+    wire.Taken(number=6, slots=False),
     wire.HelloRefused(code="bad_address", message="0 addresses"),
     wire.IntakeLag(lag_s=0.02),
 ]

@@ -28,6 +28,7 @@ class Action:
     earliest_s: float = 0.0  # its window
     latest_s: float = 0.0
     hangs_s: float = 0.0  # if EXEC has not ended by then, the worker takes its code for hanging; 0: no such limit
+    far_bytes: int = 0  # of its inputs, which the worker has to fetch from frontends on other hosts
     cold_s: float = 0.0  # added to `hangs_s` for the first batch of a process
     revoked: bool = False  # its worker was told that nobody waits for it
     place: Resident | None = None  # of an INFER: its model's place on the device, which may be gone by its end

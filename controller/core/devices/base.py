@@ -16,6 +16,7 @@ from typing import Protocol
 from controller.core.devices.action import Action, LoadFault
 from controller.core.devices.batch_delay import BatchDelay
 from controller.core.estimation.estimates import Curve, LoadEstimate, Margin, Pace, Term
+from controller.core.estimation.fetching import FetchEstimate
 from controller.core.estimation.forecast import LaneForecast
 from controller.core.failures import DOUBLINGS_MAX
 from controller.core.queues import ModelQueue, Request
@@ -69,6 +70,10 @@ class RemoteDevice(ABC):
     load_term: Term = field(default_factory=Term)
     pace: Pace = field(default_factory=Pace)
     dispatch: Margin = field(default_factory=lambda: Margin(DISPATCH_S))
+    host: str = ""  # where it is; empty: unknown
+    fetch: FetchEstimate = field(default_factory=FetchEstimate)  # of inputs that frontends on other hosts keep
+    ahead_s: float = 0.0  # its next batch goes out so much earlier: as of the last one, its inputs have to be fetched
+    fetching_until_s: float = 0.0  # when the inputs of the last such batch are expected to be there
     offset_s: float = 0.0  # the worker's clock minus ours
     heard_s: float = math.inf  # when something last arrived from the worker; infinity: nobody says so
     apart: dict[str, None] = field(default_factory=dict)  # refs resident here with requests that wait apart
@@ -177,6 +182,15 @@ class RemoteDevice(ABC):
         start = max(self.exec.free_at(now), now + self.dispatch.value_s)
         return max(start, self.residency.models[ref].ready_s)
 
+    def far_bytes(self, requests: Iterable[Request]) -> int:
+        """Bytes of the requests' inputs that the worker would have to fetch from frontends."""
+        host = self.host
+        return sum(request.kept_bytes for request in requests if request.kept_bytes and request.near != host)
+
+    def fetched_s(self, size: int, now: float) -> float:
+        """When the worker will have fetched so many bytes for an INFER, behind what it fetches already."""
+        return max(now, self.fetching_until_s) + self.dispatch.value_s + self.fetch.expected_s(size)
+
     # -- the worker ---------------------------------------------------------------------------------------------------
 
     def heard(self, offset_s: float, heard_s: float) -> None:
@@ -214,14 +228,30 @@ class RemoteDevice(ABC):
     # -- actions ------------------------------------------------------------------------------------------------------
 
     def infer_sent(self, action: Action, start_s: float, latest_s: float | None, now: float) -> None:
-        """An INFER is sent whose EXEC is planned to start at `start_s`. It may start until `latest_s`, or overdue."""
-        action.expected_end_s = self.exec.add(action.id, action.expected_s, start_s, now)
+        """An INFER is sent whose EXEC is planned to start at `start_s`. It may start until `latest_s`, or overdue.
+
+        It starts no earlier than its inputs are expected to be there, and may start then.
+        """
+        opens_s = self._opens_s(action, now) if action.requests else 0.0
+        if opens_s > start_s:
+            start_s = opens_s
+        action.expected_end_s = self.exec.add(action.id, action.expected_s, start_s, now, opens_s)
         self.set_overdue(action)
         action.place = self.residency.used(action.ref, now)
-        action.latest_s = action.overdue_s if latest_s is None else latest_s
+        action.latest_s = action.overdue_s if latest_s is None else max(latest_s, opens_s)
         if action.requests:
-            self.busy_until_s = self.exec.free_at(now)
-        self._sent(action)
+            self.busy_until_s = action.expected_end_s if opens_s else self.exec.free_at(now)
+        self._sent(action, opens_s or now - EARLY_S)
+
+    def _opens_s(self, action: Action, now: float) -> float:
+        """When the inputs of the INFER, which is sent now, will have been fetched; 0: there is nothing to fetch."""
+        action.far_bytes = self.far_bytes(action.requests)
+        if not action.far_bytes:
+            self.ahead_s = 0.0
+            return 0.0
+        self.ahead_s = self.fetch.expected_s(action.far_bytes)
+        self.fetching_until_s = self.fetched_s(action.far_bytes, now)
+        return self.fetching_until_s
 
     def load_sent(self, action: Action, now: float) -> None:
         """A LOAD is sent, for which there is room."""
@@ -229,17 +259,17 @@ class RemoteDevice(ABC):
         action.overdue_s = action.usual_overdue_s
         action.latest_s = action.expected_end_s + LOAD_LATE_S
         self.residency.loading(action.ref, self.pages[action.ref], action.id, action.expected_end_s, now)
-        self._sent(action)
+        self._sent(action, now - EARLY_S)
 
     def unload_sent(self, action: Action) -> None:
         """An UNLOAD is sent. Its pages count as free from now on, because whatever needs them is ordered behind it."""
         action.expected_end_s = action.latest_s = action.sent_s
         action.overdue_s = action.usual_overdue_s
         self.not_resident(action.ref)
-        self._sent(action)
+        self._sent(action, action.sent_s - EARLY_S)
 
-    def _sent(self, action: Action) -> None:
-        action.earliest_s = action.sent_s - EARLY_S
+    def _sent(self, action: Action, earliest_s: float) -> None:
+        action.earliest_s = earliest_s
         self.actions[action.id] = action
         self.overdue_s = min(self.overdue_s, action.overdue_s)
 
@@ -276,11 +306,14 @@ class RemoteDevice(ABC):
         return True
 
     def executed(self) -> Action | None:
-        """The INFER that the device executes now, as far as is known: the oldest, if its weights are there."""
+        """The INFER that the device executes now, as far as is known: the first to open, if its weights are there."""
+        first: Action | None = None
         for action in self.actions.values():
-            if action.kind is INFER:
-                return action if action.place is None or action.place.loading is None else None
-        return None
+            if action.kind is INFER and (first is None or action.earliest_s < first.earliest_s):
+                first = action
+        if first is not None and first.place is not None and first.place.loading is not None:
+            return None
+        return first
 
     def end_s(self, result: wire.ActionResult, now: float) -> float:
         """When the action ended; now, if it does not say."""
@@ -289,6 +322,8 @@ class RemoteDevice(ABC):
     def infer_ended(self, action: Action, end_s: float) -> None:
         """An INFER has ended."""
         self.exec.ended(action.id, end_s)
+        if action.far_bytes and not self.exec.fetched:
+            self.fetching_until_s = 0.0
         if action.place is not None:
             action.place.bound -= 1
 
@@ -303,8 +338,18 @@ class RemoteDevice(ABC):
             self.noise.learn(max(0.0, error))
         if result.begin_s is not None:
             planned_s = action.expected_end_s - action.expected_s - action.sent_s
-            if planned_s <= self.dispatch.value_s * DISPATCH_KNOWN:  # nothing but the way was planned to delay it
+            if planned_s <= self.dispatch.value_s * DISPATCH_KNOWN and not action.far_bytes:  # only the way delayed it
                 self.dispatch.learn(max(0.0, result.begin_s - self.offset_s - action.sent_s))
+
+    def learn_fetch(self, action: Action, result: wire.ActionResult) -> None:
+        """An INFER has ended whose inputs were fetched: the estimate of that follows."""
+        if result.fetch_s is not None:
+            self.fetch.learn(result.fetched_bytes, result.fetch_s)
+
+    def missed_fetch(self, action: Action, now: float) -> None:
+        """Inputs of the INFER did not come in time; somebody still waits for its requests, so they should have."""
+        if action.far_bytes:
+            self.fetch.missed(action.far_bytes, now - action.sent_s)
 
     def did_not_fit(self, action: Action) -> None:
         """A client's batch did not fit in the device's memory: the next ones are smaller, if that can be known."""

@@ -21,6 +21,7 @@ def make_device(hello: wire.WorkerHello, *, dispatch_s: float, noise: float, now
         noise = black_box.NOISE
     else:
         device = PagedDevice(hello.member, info, residency)
+    device.host = hello.host
     device.exec.free_s = device.load.free_s = now
     device.dispatch.value_s = dispatch_s
     device.noise.value_s = noise

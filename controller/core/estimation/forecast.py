@@ -15,35 +15,62 @@ class Pending:
 
     not_before_s: float  # it can start no earlier: it has to be delivered first
     expected_s: float  # duration
+    opens_s: float = 0.0  # until then its inputs are fetched, and what is sent meanwhile goes before it
 
 
 @dataclass(slots=True)
 class LaneForecast:
-    """The actions of one lane, which run one at a time in the order in which they were sent."""
+    """The actions of one lane, which run one at a time in the order in which they were sent.
+
+    One whose inputs have to be fetched first is passed by those that are sent before its window opens.
+    """
 
     free_s: float = 0.0  # end of the last action that has ended
     pending: dict[int, Pending] = field(default_factory=dict)  # {action: ...}, in order of sending
+    fetched: int = 0  # of these, how many had, or have, inputs to fetch
 
-    def add(self, action: int, expected_s: float, not_before_s: float, now: float) -> float:
-        """An action is sent. Returns when it is expected to end."""
-        start_s = max(self.free_at(now), not_before_s)
-        self.pending[action] = Pending(not_before_s, expected_s)
+    def add(self, action: int, expected_s: float, not_before_s: float, now: float, opens_s: float = 0.0) -> float:
+        """An action is sent, whose inputs are fetched until `opens_s`; 0: it has none. Returns when it should end."""
+        start_s = max(self._free_at(now, opens_s or now), not_before_s)
+        self.pending[action] = Pending(not_before_s, expected_s, opens_s)
+        if opens_s:
+            self.fetched += 1
         return start_s + expected_s
 
     def ended(self, action: int, end_s: float) -> None:
         """The action ended at `end_s`; one that was refused ended when its report came."""
-        if self.pending.pop(action, None) is not None:
+        pending = self.pending.pop(action, None)
+        if pending is not None:
             self.free_s = max(self.free_s, end_s)
+            if pending.opens_s:
+                self.fetched -= 1
 
     def free_at(self, now: float) -> float:
-        """When everything sent so far is expected to have ended; not before `now`."""
-        at = self.free_s
-        for i, pending in enumerate(self.pending.values()):
+        """When what is sent now can start: everything sent so far that it does not pass is expected to have ended.
+
+        Not before `now`.
+        """
+        return self._free_at(now, now)
+
+    def _free_at(self, now: float, opens_s: float) -> float:
+        """The same for an action whose inputs are there at `opens_s`."""
+        at, first = self.free_s, True
+        for pending in self.pending.values():
+            if pending.opens_s > opens_s:
+                continue
             begin_s = max(at, pending.not_before_s)
             at = begin_s + pending.expected_s
-            if i == 0 and at < now:
-                at = now + max(OVERDUE_S_MIN, OVERDUE_SHARE * (now - begin_s))
+            if first:
+                first = False
+                if at < now:
+                    at = now + max(OVERDUE_S_MIN, OVERDUE_SHARE * (now - begin_s))
         return at if at > now else now
+
+    def ready(self, now: float) -> int:
+        """Actions that were sent and have not ended, without those whose inputs are still being fetched."""
+        if not self.fetched:
+            return len(self.pending)
+        return sum(pending.opens_s <= now for pending in self.pending.values())
 
     def end_of(self, action: int, now: float) -> float:
         """When this action is expected to end. Raises: KeyError."""

@@ -75,7 +75,7 @@ class Isolation:
             self._try_apart(action, [request for request in requests if not request.closed], orders, now)
             return
         (request,) = requests
-        doubt = Doubt(request.asker, RowDigest.of(request.tensors), result.code, device.worker, now + DOUBT_S)
+        doubt = Doubt(request.asker, RowDigest.of(request), result.code, device.worker, now + DOUBT_S)
         since_s = group.since_s if group is not None and group.owner is None else action.sent_s
         if device.worked.get(action.ref, -math.inf) >= since_s:
             self._failed_alone(watch, doubt, now)
@@ -147,7 +147,7 @@ class Isolation:
         if watch.strangers.refuses(request.asker, now):
             text = "clients that were new have ended the process that executed them; further new ones wait for a while"
             return Reason(ErrorCode.QUARANTINED, text, watch.strangers.refused_until_s - now)
-        row = watch.rows.find(request.tensors, now) if watch.rows.deadly else None
+        row = watch.rows.find(request, now) if watch.rows.deadly else None
         if row is not None and row.ends_process:
             text = "this input has ended the process that executed it; it is refused for a while, whoever sends it"
             return Reason(ErrorCode.QUARANTINED, text, row.until_s - now)
@@ -160,7 +160,7 @@ class Isolation:
         suspect = watch.active(request, now)
         if suspect is not None:
             return suspect.pool
-        if watch.rows.find(request.tensors, now) is not None:
+        if watch.rows.find(request, now) is not None:
             return Group(request.ref, owner=request.asker)
         return None
 
@@ -282,7 +282,7 @@ class Isolation:
         if suspect is not None:
             until_s = suspect.quarantine(now)
             self._tell(QUARANTINED, watch, suspect, code, now, until_s - now)
-        watch.rows.add(RowDigest.of(request.tensors), until_s, ends_process=True)
+        watch.rows.add(RowDigest.of(request), until_s, ends_process=True)
 
     def _pay(self, watch: Watch, action: Action, cost_s: float, now: float) -> None:
         """A failure of what was tried apart is paid for; the first failure of a batch is nobody's yet."""

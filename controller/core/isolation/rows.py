@@ -1,14 +1,12 @@
 """Inputs that failed alone: a request with exactly such inputs is known before it is executed. Pure."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import xxhash
+from controller.core.queues import Request
+from mesh import digests
 
 ROWS_MAX = 256  # remembered for one version; the oldest is forgotten for another
-SAMPLE_BYTES = 64  # looked at of each tensor before all of it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +17,12 @@ class RowDigest:
     sample: int  # digest of a few of them
 
     @classmethod
-    def of(cls, tensors: Sequence[Any]) -> "RowDigest | None":
-        """The digests of these inputs; None without any."""
-        return cls(_digest(tensors), _sample(tensors)) if tensors else None
+    def of(cls, request: Request) -> "RowDigest | None":
+        """The digests of the request's inputs; None without any. Those that its frontend keeps it has digested."""
+        kept, inline = request.kept, request.inline
+        if kept is not None:
+            return cls(kept.whole, kept.sample)
+        return cls(digests.whole(inline), digests.sample(inline)) if inline else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class KnownRow:
 
 @dataclass(slots=True)
 class KnownRows:
-    """Such inputs of one version, found by a digest of 64 bits over all their bytes. Source: XXH3, xxhash.com."""
+    """Such inputs of one version, found by a digest over all their bytes."""
 
     _rows: OrderedDict[int, KnownRow] = field(default_factory=OrderedDict)  # {digest: row}, oldest first
     _samples: set[int] = field(default_factory=set)  # of all rows
@@ -54,11 +55,14 @@ class KnownRows:
             self._rows.popitem(last=False)
         self._changed()
 
-    def find(self, tensors: Sequence[Any], now: float) -> KnownRow | None:
-        """What is known of these inputs. Large inputs are read only if a few of their bytes are those of a row."""
-        if not self._samples or not tensors or _sample(tensors) not in self._samples:
+    def find(self, request: Request, now: float) -> KnownRow | None:
+        """What is known of the request's inputs. All are read only if a few of their bytes are those of a row."""
+        kept, inline = request.kept, request.inline
+        if not self._samples or (kept is None and not inline):
             return None
-        row = self._rows.get(_digest(tensors))
+        if (kept.sample if kept is not None else digests.sample(inline)) not in self._samples:
+            return None
+        row = self._rows.get(kept.whole if kept is not None else digests.whole(inline))
         return row if row is not None and now < row.until_s else None
 
     def forget(self, now: float) -> None:
@@ -70,20 +74,3 @@ class KnownRows:
     def _changed(self) -> None:
         self._samples = {row.sample for row in self._rows.values()}
         self.deadly = any(row.ends_process for row in self._rows.values())
-
-
-def _digest(tensors: Sequence[Any]) -> int:
-    state = xxhash.xxh3_64()
-    for tensor in tensors:
-        state.update(len(tensor).to_bytes(8, "little"))
-        state.update(tensor)
-    return state.intdigest()
-
-
-def _sample(tensors: Sequence[Any]) -> int:
-    state = xxhash.xxh3_64()
-    for tensor in tensors:
-        state.update(len(tensor).to_bytes(8, "little"))
-        state.update(tensor[:SAMPLE_BYTES])
-        state.update(tensor[len(tensor) // 2 :][:SAMPLE_BYTES])
-    return state.intdigest()

@@ -87,6 +87,8 @@ class Admission:
                 continue
             curve = device.curves[model.ref]
             start_s = start_of(device, model, now)
+            if request.kept_bytes and request.near != device.host:
+                start_s = max(start_s, device.fetched_s(request.kept_bytes, now))
             alone_s = min(alone_s, start_s + curve.alone_s(request.rows, request.extents))
             if model.open:
                 mine_s, others_s = admission_ends(device, model, request, start_s, hosts)

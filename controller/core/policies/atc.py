@@ -31,6 +31,7 @@ from controller.core.queues import Request
 from controller.core.state import Model, ShardState
 from mesh.codes import ActionKind, ErrorCode
 from mesh.sizes import Extents
+from mesh.wire.ranges import ROWS_MAX
 
 DEADLINE, INFER = ErrorCode.DEADLINE, ActionKind.INFER
 
@@ -168,9 +169,8 @@ class Atc(SchedulingPolicy):
                 if start_s > horizon_s and now - device.busy_until_s < start_s - now:  # it is busy: more work may come
                     self._look_again_s = min(self._look_again_s, now + start_s - horizon_s)
                     continue
-                candidate: BatchPlan | SizedPlan | None
-                if model.spec.dims:
-                    candidate = self._sized.plan(device, model, start_s)
+                if model.queue.kept:
+                    candidate = self._fetched_plan(device, model, start_s, now)
                 else:
                     candidate = self._plan(device, model, start_s)
                 if candidate is None:
@@ -193,14 +193,46 @@ class Atc(SchedulingPolicy):
         self._fairness.accrue(now, len(self.state.devices))
         for ref in self._fairness.first(device.waiting, now):
             model, start_s = self.state.models[ref], max(free_s, device.residency.models[ref].ready_s)
-            plan = (self._sized.plan if model.spec.dims else self._plan)(device, model, start_s)
+            if model.queue.kept:
+                plan = self._fetched_plan(device, model, start_s, now)
+            else:
+                plan = self._plan(device, model, start_s)
             if plan is not None:
                 self._fairness.spend(plan.expected_s)
                 return plan
         return None
 
-    def _plan(self, device: RemoteDevice, model: Model, start_s: float) -> BatchPlan | None:
-        """The model's best batch if EXEC starts at `start_s`; None if nobody can be in time."""
+    def _fetched_plan(
+        self, device: RemoteDevice, model: Model, start_s: float, now: float
+    ) -> BatchPlan | SizedPlan | None:
+        """The model's best batch if EXEC starts at `start_s`, or once the device has fetched its inputs.
+
+        None if nobody can be in time, or the device fetches others first: it asks again when they are there.
+        """
+        queue = model.queue
+        most = device.curves[model.ref].batch_max
+        while most:
+            size = device.far_bytes(queue.requests[queue.head : queue.head + most])
+            if not size:
+                return self._plan(device, model, start_s, most)
+            if device.fetching_until_s > now:
+                self._look_again_s = min(self._look_again_s, device.fetching_until_s)
+                return None
+            plan = self._plan(device, model, max(start_s, device.fetched_s(size, now)), most)
+            if plan is not None:
+                return plan
+            most //= 2  # fewer are fetched sooner
+        return None
+
+    def _plan(
+        self, device: RemoteDevice, model: Model, start_s: float, most: int = ROWS_MAX
+    ) -> BatchPlan | SizedPlan | None:
+        """The model's best batch if EXEC starts at `start_s`; None if nobody can be in time.
+
+        `most`: no more rows, unless it has open dimensions.
+        """
+        if model.spec.dims:
+            return self._sized.plan(device, model, start_s)
         queue = model.queue
         curve = device.curves[model.ref]
         scale = curve.scale
@@ -211,11 +243,12 @@ class Atc(SchedulingPolicy):
         if waiting <= 0:
             return None
         head_s = queue.deadlines[queue.head + skip] - start_s
-        cap = curve.largest(head_s * scale / guard, curve.batch_max)
+        most = min(most, curve.batch_max)
+        cap = curve.largest(head_s * scale / guard, most)
         if queue.many:
             return self._plan_of_many(model, curve.rows_max, max(cap, 1), skip, start_s, scale, base)
         rows = min(cap, waiting)
-        wider = min(waiting, curve.batch_max)
+        wider = min(waiting, most)
         if rows < wider:
             more, passed = self._without_heads(model, skip, rows, wider, start_s, guard, base)
             if rows == 0 or more / base[more] > self.parameters.skip_gain * rows / base[rows]:

@@ -26,8 +26,12 @@ class Lead:
     tries: int = 3  # most actions that take a request up; then it has failed
 
     def of(self, device: RemoteDevice) -> float:
-        """How long before the device comes free its next batch goes out: so that it is there, and no earlier."""
-        return min(LEAD_S_MAX, LEAD_FACTOR * device.dispatch.value_s) if self.exec_s is None else self.exec_s
+        """How long before the device comes free its next batch goes out: so that it is there, and no earlier.
+
+        Earlier if the inputs of its batches have to be fetched.
+        """
+        lead_s = min(LEAD_S_MAX, LEAD_FACTOR * device.dispatch.value_s) if self.exec_s is None else self.exec_s
+        return lead_s + device.ahead_s
 
 
 @dataclass(frozen=True, slots=True)

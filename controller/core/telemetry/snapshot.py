@@ -64,6 +64,7 @@ def snapshot(
         computed_for_nobody=counters.computed_for_nobody,
         rows_for_nobody=counters.rows_for_nobody,
         timed_out=telemetry.timed_out,
+        left_out=counters.left_out,
         bounds=dict(BOUNDS),
         records=telemetry.models.records(),
         tried_apart=isolation.tried_apart,

@@ -43,6 +43,7 @@ class Counters:
     revoked: int = 0  # INFERs that were taken back before they began
     computed_for_nobody: int = 0  # requests that were executed after they had been given up
     rows_for_nobody: int = 0  # rows of these
+    left_out: int = 0  # requests of batches that were executed without them, as their inputs were not there in time
 
     def served(self, in_time: bool) -> None:
         """A request was answered."""
@@ -303,6 +304,9 @@ def _action_fact(
         free_pages=result.free_pages,
         rows=sum(request.rows for request in action.requests),
         extents=action.extents,
+        fetched_bytes=result.fetched_bytes,
+        fetch_s=result.fetch_s,
+        missing=len(result.missing),
     )
 
 

@@ -107,7 +107,7 @@ class Staging:
 
 
 @dataclass(slots=True, eq=False)
-class Slot:
+class InferSlot:
     """Room for one INFER's inputs and outputs, in pinned memory and on the device."""
 
     ring: "Ring"
@@ -121,7 +121,7 @@ class Ring:
     """Slots of one size. Taken and given back on the loop's thread; replaced as a whole by a larger ring."""
 
     slot_bytes: int
-    free: deque[Slot] = field(default_factory=deque)
+    free: deque[InferSlot] = field(default_factory=deque)
 
     @classmethod
     def allocate(cls, driver: Driver, slot_bytes: int, count: int = SLOTS) -> "Ring":
@@ -129,14 +129,14 @@ class Ring:
         ring = cls(slot_bytes)
         for _ in range(count):
             pinned = driver.pin(slot_bytes)
-            ring.free.append(Slot(ring, pinned, pinned.tensor, driver.allocate(slot_bytes)))
+            ring.free.append(InferSlot(ring, pinned, pinned.tensor, driver.allocate(slot_bytes)))
         return ring
 
-    def take(self) -> Slot | None:
+    def take(self) -> InferSlot | None:
         """Returns a slot; None if all are in use."""
         return self.free.popleft() if self.free else None
 
-    def give(self, slot: Slot) -> None:
+    def give(self, slot: InferSlot) -> None:
         """The slot is free again; one of a replaced ring is dropped."""
         if slot.ring is self:
             self.free.append(slot)
@@ -146,7 +146,9 @@ class WrongBytes(ValueError):
     """An input does not have the bytes that its rows take."""
 
 
-def fill(slot: Slot, layout: BatchLayout, job: Job, padding: Sequence[Bytes], inputs: OpenInputs | None = None) -> None:
+def fill(
+    slot: InferSlot, layout: BatchLayout, job: Job, padding: Sequence[Bytes], inputs: OpenInputs | None = None
+) -> None:
     """The slot's pinned part holds the job's inputs, and `padding` (one row of each input) up to the captured size.
 
     `inputs`: of a version whose rows may differ in size; they fill up the layout themselves. Raises: WrongBytes.
@@ -173,13 +175,13 @@ def fill(slot: Slot, layout: BatchLayout, job: Job, padding: Sequence[Bytes], in
         pad(target[at : place.at + place.size], padding[i])
 
 
-def outputs_of(slot: Slot, layout: BatchLayout, rows: int) -> list[memoryview]:
+def outputs_of(slot: InferSlot, layout: BatchLayout, rows: int) -> list[memoryview]:
     """Returns copies of the first rows of each output: the slot will soon be reused."""
     source = slot.here.numpy()
     return [memoryview(source[place.at : place.at + place.row_bytes * rows].tobytes()) for place in layout.outputs]
 
 
-def portions_of(slot: Slot, layout: BatchLayout, action: wire.Infer, spec: wire.ModelSpec) -> Cut:
+def portions_of(slot: InferSlot, layout: BatchLayout, action: wire.Infer, spec: wire.ModelSpec) -> Cut:
     """Returns what each part gets, copied: the slot will soon be reused. Raises: Indivisible."""
     source = memoryview(slot.here.numpy())  # type: ignore[arg-type]
     outputs = [source[place.at : place.at + place.row_bytes * action.batch] for place in layout.outputs]

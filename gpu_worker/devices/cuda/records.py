@@ -10,7 +10,7 @@ from gpu_worker.core.jobs import Done, Job
 from gpu_worker.devices.arena import Bytes
 from gpu_worker.devices.cuda.driver import Driver, Event, Pinned
 from gpu_worker.devices.cuda.graphs import GraphExecutable
-from gpu_worker.devices.cuda.memory import Slot
+from gpu_worker.devices.cuda.memory import InferSlot
 from gpu_worker.devices.cuda.plans import BatchLayout
 from gpu_worker.devices.execution.open_rows import OpenInputs
 from gpu_worker.devices.images import HostImage, Image
@@ -56,7 +56,7 @@ class Loading:
 class InferResources:
     """What one INFER holds from its INPUT until it has ended."""
 
-    slot: Slot
+    slot: InferSlot
     version: CudaVersion
     fixed: FixedBatch  # that is executed: the least that holds the batch
     layout: BatchLayout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 
 from gpu_worker.core.jobs import Done, Job, Phase
 from gpu_worker.devices.base import Finished, Lost
@@ -81,5 +80,5 @@ class Reporter:
         assert self._finished is not None
         if self._begun.pop(job, None) is not None:
             if self.is_lost and done.code == ActionCode.DEVICE_ERROR:
-                done = replace(done, code=ActionCode.DEVICE_LOST)
+                done.code = ActionCode.DEVICE_LOST
             self._finished(phase, job, done)

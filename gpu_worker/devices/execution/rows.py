@@ -18,6 +18,8 @@ from mesh.errors import PackageError
 from mesh.tensors import byte_count
 from mesh.wire import Buffer
 
+JOINED_BYTES_MAX = 64 * 1024  # of one input: so much is joined and copied at once, more tensor by tensor
+
 
 def padding_rows(package: Package) -> tuple[Bytes, ...]:
     """Returns the bytes of one row of each input: of the package's example, or zeros. Raises: PackageError."""
@@ -79,19 +81,31 @@ def fill(
 
     Rows that no part has are filled with `padding`, one row of each input. Returns the fault, or "".
     """
+    count = len(row_bytes)
+    for tensors in parts:
+        if len(tensors) != count:
+            return f"{len(tensors)} inputs came, the model takes {count}"
+    target = slot.data  # to copy into it costs a third of what assigning to the array does
     base = 0
     for i, size in enumerate(row_bytes):
+        pieces = [tensors[i] for tensors in parts]
         at = base
-        for part, tensors in zip(action.parts, parts, strict=True):
-            if len(tensors) != len(row_bytes):
-                return f"{len(tensors)} inputs came, the model takes {len(row_bytes)}"
-            piece = np.frombuffer(tensors[i], np.uint8)
-            if len(piece) != size * part.rows:
-                return f"input {i} has {len(piece)} bytes; {part.rows} rows take {size * part.rows}"
-            slot[at : at + len(piece)] = piece
-            at += len(piece)
-        base += size * action.batch
-        pad(slot[at:base], padding[i])
+        for part, piece in zip(action.parts, pieces, strict=True):
+            wanted = size * part.rows
+            if len(piece) != wanted:
+                return f"input {i} has {len(piece)} bytes; {part.rows} rows take {wanted}"
+            at += wanted
+        end = base + size * action.batch
+        if at - base <= JOINED_BYTES_MAX:
+            target[base:at] = b"".join(pieces)
+        else:
+            put = base
+            for piece in pieces:
+                target[put : put + len(piece)] = piece
+                put += len(piece)
+        if at < end:
+            pad(slot[at:end], padding[i])
+        base = end
     return ""
 
 

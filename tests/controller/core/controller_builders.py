@@ -24,9 +24,15 @@ def request(
     ref: str = "m:1",
     frontend: str = "f",
     extents: tuple[int, ...] = (),
+    tensors: Sequence[bytes] = (),
+    kept: wire.Kept | None = None,
+    near: str = "",
 ) -> Request:
     """A request as the scheduler makes it."""
-    return Request(frontend, number, 0, ref, rows, arrived_s, deadline_s, weight, extents=extents)
+    return Request(
+        frontend, number, 0, ref, rows, arrived_s, deadline_s, weight, extents=extents,
+        inline=tuple(map(memoryview, tensors)), kept=kept, near=near,
+    )  # fmt: skip
 
 
 def line(base_s: float, row_s: float, *, sizes: Sequence[int] = (1, 2, 4, 8), load_s: float = 0.005) -> wire.Profile:
@@ -163,16 +169,17 @@ class Shard:
         age_s: float = 0.0,
         frontend: str = "f",
         tensors: Sequence[bytes] | None = None,
-        frames: int = 0,
+        kept: wire.Kept | None = None,
         client: int = 0,
         extents: tuple[int, ...] = (),
     ) -> list[str]:
-        """A request arrives."""
+        """A request arrives: with these inputs, or with those that its frontend keeps, or without any."""
         message = wire.Submit(
-            request=number, attempt=attempt, ref=ref, rows=rows, budget_s=budget_s, weight=weight, frames=frames,
-            client=client, extents=extents,
+            request=number, attempt=attempt, ref=ref, rows=rows, budget_s=budget_s, weight=weight,
+            inline=tuple(map(memoryview, tensors or ())), client=client, extents=extents, kept=kept,
         )  # fmt: skip
-        return self.checked(self.scheduler.submit(message, frontend, tensors, age_s=age_s, now=now))
+        hollow = tensors is None and kept is None
+        return self.checked(self.scheduler.submit(message, frontend, age_s=age_s, now=now, hollow=hollow))
 
     def wake(self, now: float) -> list[str]:
         """The scheduler decides."""
@@ -196,11 +203,15 @@ class Shard:
         end_s: float | None = None,
         duration_s: float | None = None,
         message: str = "",
+        fetched_bytes: int = 0,
+        fetch_s: float | None = None,
+        missing: tuple[int, ...] = (),
     ) -> list[str]:
         """A worker reports the end of an action; the orders that follow at once."""
         result = wire.ActionResult(
             action=action, kind=kind, code=code, received_s=now, free_pages=0, message=message,
-            begin_s=begin_s, end_s=end_s, duration_s=duration_s,
+            begin_s=begin_s, end_s=end_s, duration_s=duration_s, fetched_bytes=fetched_bytes, fetch_s=fetch_s,
+            missing=missing,
         )  # fmt: skip
         return self.checked(self.scheduler.result(worker, result, now=now))
 

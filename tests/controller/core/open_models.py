@@ -121,7 +121,7 @@ class OpenMesh:
         message = wire.Submit(
             request=number, attempt=0, ref="m:1", rows=rows, budget_s=budget_s, weight=1.0, extents=extents
         )
-        self._take(self.scheduler.submit(message, "f", None, age_s=0.0, now=arrived_s), arrived_s)
+        self._take(self.scheduler.submit(message, "f", age_s=0.0, now=arrived_s, hollow=True), arrived_s)
 
     def _take(self, orders: Sequence[Order], now: float) -> None:
         for order in orders:

@@ -31,8 +31,8 @@ def with_weights(offset_s: float = 0.0) -> RemoteDevice:
 def test_an_infer_is_noted_and_worded_in_the_worker_s_clock() -> None:
     one = with_weights(offset_s=1000.0)
     actions = Actions(ShardState())
-    first = request(1, rows=2, frontend="f")
-    first.predicted_s, first.tensors = 0.02, (b"ab", b"c")
+    first = request(1, rows=2, frontend="f", tensors=(b"ab", b"c"))
+    first.predicted_s = 0.02
     order = actions.infer(one, "m:1", 4, [first], start_s=10.5, expected_s=0.25, latest_s=11.0, now=10.0)
     assert order == ToWorker(
         "w1",
@@ -45,7 +45,6 @@ def test_an_infer_is_noted_and_worded_in_the_worker_s_clock() -> None:
             batch=4,
             parts=(wire.Part(frontend="f", request=1, attempt=0, rows=2, predicted_s=0.02, inline=(b"ab", b"c")),),
         ),
-        [],
     )
     action = one.actions[1]
     assert (action.kind, action.ref, action.batch, action.requests) == (ActionKind.INFER, "m:1", 4, [first])
@@ -56,19 +55,17 @@ def test_an_infer_is_noted_and_worded_in_the_worker_s_clock() -> None:
     assert (place.bound, place.used_s) == (1, 10.0)
 
 
-def test_large_tensors_go_beside_the_message_in_the_order_of_the_parts() -> None:
-    small, large, larger = request(1), request(2), request(3)
-    small.tensors = (b"s",)
-    large.tensors, large.large = (b"L1", b"L2"), True
-    larger.tensors, larger.large = (b"X1", b"X2"), True
+def test_of_each_part_the_order_has_its_inputs_or_where_they_are_kept() -> None:
+    here = wire.Kept(sizes=(8,), slot=wire.Slot(segment="1.2.ab", offset=64, generation=3))
+    far = wire.Kept(sizes=(8,))
+    requests = [request(2, kept=here), request(1, tensors=(b"s",)), request(3, kept=far)]
     order = Actions(ShardState()).infer(
-        with_weights(), "m:1", 3, [large, small, larger], start_s=1.0, expected_s=0.1, latest_s=2.0, now=1.0
+        with_weights(), "m:1", 3, requests, start_s=1.0, expected_s=0.1, latest_s=2.0, now=1.0
     )
     assert isinstance(order.message, wire.Infer)
-    assert [(part.request, part.inline, part.frames) for part in order.message.parts] == [
-        (2, (), 2), (1, (b"s",), 0), (3, (), 2),
+    assert [(part.request, part.inline, part.kept) for part in order.message.parts] == [
+        (2, (), here), (1, (b"s",), None), (3, (), far),
     ]  # fmt: skip
-    assert order.frames == [b"L1", b"L2", b"X1", b"X2"]
 
 
 def test_a_measuring_run_may_start_until_it_is_overdue() -> None:

@@ -109,7 +109,7 @@ def test_a_served_version_whose_loads_fail_again_and_again_is_given_up_and_what_
     assert refused
     assert {word.split(" ", 2)[2] for word in refused} == {"rejected not_ready"}
     (refusal,) = shard.scheduler.submit(
-        wire.Submit(request=1, attempt=0, ref="a:1", rows=1, budget_s=1.0), "f", None, age_s=0.0, now=now
+        wire.Submit(request=1, attempt=0, ref="a:1", rows=1, budget_s=1.0), "f", age_s=0.0, now=now, hollow=True
     )
     assert isinstance(refusal.message, wire.Refused)
     assert "no such disk" in refusal.message.message

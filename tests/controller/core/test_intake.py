@@ -28,7 +28,7 @@ def test_a_version_that_no_worker_has_prepared_yet_is_not_ready() -> None:
     shard.want(["m:1"])
     shard.join(hello("w1"), now=0.0)
     refused = shard.scheduler.submit(
-        wire.Submit(request=1, attempt=2, ref="m:1", rows=1, budget_s=1.0), "f", None, age_s=0.0, now=100.0
+        wire.Submit(request=1, attempt=2, ref="m:1", rows=1, budget_s=1.0), "f", age_s=0.0, now=100.0, hollow=True
     )
     assert refused == [
         ToFrontend(
@@ -57,7 +57,7 @@ def test_more_requests_than_may_wait_are_refused() -> None:
 def test_a_budget_that_cannot_be_met_even_alone_is_refused_with_the_prediction() -> None:
     shard = one()
     message = wire.Submit(request=1, attempt=0, ref="m:1", rows=1, budget_s=0.008)
-    (order,) = shard.scheduler.submit(message, "f", None, age_s=0.0, now=100.0)
+    (order,) = shard.scheduler.submit(message, "f", age_s=0.0, now=100.0, hollow=True)
     assert isinstance(order.message, wire.Refused)
     assert (order.message.code, order.message.retry_after_s) == (ErrorCode.DEADLINE, None)
     assert order.message.predicted_s == pytest.approx(DISPATCH_S + 0.010)
@@ -68,7 +68,7 @@ def test_a_budget_that_cannot_be_met_even_alone_is_refused_with_the_prediction()
 
 def test_a_refusal_adds_up_where_only_the_way_back_exceeds_the_budget() -> None:
     message = wire.Submit(request=1, attempt=0, ref="m:1", rows=1, budget_s=0.0107)
-    (order,) = one().scheduler.submit(message, "f", None, age_s=0.0, now=100.0)
+    (order,) = one().scheduler.submit(message, "f", age_s=0.0, now=100.0, hollow=True)
     assert isinstance(order.message, wire.Refused)
     assert names(order.message.message, "10.3 ms", "1.0 ms", "10.7 ms")
 
@@ -89,7 +89,7 @@ def test_a_budget_that_what_waits_uses_up_is_refused_for_overload_and_told_when_
     for number in range(1, 9):
         shard.submit(number, now=100.0, budget_s=1.0)
     message = wire.Submit(request=9, attempt=0, ref="m:1", rows=1, budget_s=0.020)
-    (order,) = shard.scheduler.submit(message, "f", None, age_s=0.0, now=100.0)
+    (order,) = shard.scheduler.submit(message, "f", age_s=0.0, now=100.0, hollow=True)
     assert isinstance(order.message, wire.Refused)
     assert (order.message.status, order.message.code) == (AnswerStatus.REJECTED, ErrorCode.OVERLOAD)
     took, _, rest = order.message.message.removeprefix("it would take up to ").partition(" ms ")
@@ -132,17 +132,25 @@ def test_a_number_may_be_used_again_once_its_request_has_ended() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("framed", [False, True])
+@pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("wrong", [(), (b"",), (0, 1), (0, 0), (-1,), (1,)], ids=str)
 def test_inputs_that_are_not_those_of_its_rows_never_meet_those_of_others(
-    rows: int, framed: bool, wrong: tuple[bytes | int, ...]
+    rows: int, kept: bool, wrong: tuple[bytes | int, ...]
 ) -> None:
     """`wrong`: tensors, or by how many bytes they are too long."""
     shard = one()
     tensors = [each if isinstance(each, bytes) else bytes(4 * rows + each) for each in wrong]
-    told = shard.submit(1, now=100.0, rows=rows, tensors=tensors, frames=len(tensors) * framed)
+    bad, good = (wire.Kept(sizes=tuple(map(len, given))) for given in (tensors, [bytes(4 * rows)]))
+    told = (
+        shard.submit(1, now=100.0, rows=rows, kept=bad)
+        if kept
+        else shard.submit(1, now=100.0, rows=rows, tensors=tensors)
+    )
     assert told == ["f: 1 failed bad_input"]
-    assert shard.submit(2, now=100.0, rows=rows, tensors=[bytes(4 * rows)], frames=framed) == []
+    if kept:
+        assert shard.submit(2, now=100.0, rows=rows, kept=good) == []
+    else:
+        assert shard.submit(2, now=100.0, rows=rows, tensors=[bytes(4 * rows)]) == []
     assert shard.wake(100.0) == [f"w1: infer #1 m:1 x{rows} f/2"]
 
 

@@ -135,7 +135,7 @@ def serving(report: wire.Prepared | None = None, *, workers: int = 1) -> Shard:
 def test_extents_that_the_model_does_not_take_are_refused_by_name_and_range(extents: Extents, said: str) -> None:
     shard = serving()
     message = wire.Submit(request=1, attempt=0, ref="m:1", rows=1, budget_s=1.0, weight=1.0, extents=extents)
-    (order,) = shard.scheduler.submit(message, "f", None, age_s=0.0, now=NOW)
+    (order,) = shard.scheduler.submit(message, "f", age_s=0.0, now=NOW, hollow=True)
     assert isinstance(order.message, wire.Refused)
     assert (order.message.code, order.message.message) == (ActionCode.BAD_INPUT, said)
 
@@ -164,7 +164,7 @@ def test_strings_are_for_the_worker_to_look_through() -> None:
 def test_what_fits_into_no_memory_is_refused_at_once_with_what_would_fit() -> None:
     shard = serving(open_prepared("m:1", open_spec(), sized_profile(elements_max=2048)))
     message = wire.Submit(request=1, attempt=0, ref="m:1", rows=5, budget_s=9.0, weight=1.0, extents=(500,))
-    (order,) = shard.scheduler.submit(message, "f", None, age_s=0.0, now=NOW)
+    (order,) = shard.scheduler.submit(message, "f", age_s=0.0, now=NOW, hollow=True)
     assert isinstance(order.message, wire.Refused)
     assert order.message.code == ActionCode.BAD_BATCH
     assert order.message.message == "5 rows with seq 500 do not fit; at most 4 do"

@@ -36,7 +36,6 @@ def test_a_request_for_a_device_that_is_free_goes_out_at_once() -> None:
                     ),
                 ),
             ),
-            [],
         )
     ]  # fmt: skip
     assert shard.scheduler.open_requests == 1
@@ -60,12 +59,13 @@ def test_parts_go_in_order_of_deadline_and_with_the_frontends_they_came_from() -
     assert shard.wake(100.0) == ["w1: infer #1 m:1 x3 g/1 f/2 f/1"]
 
 
-def test_large_tensors_travel_beside_the_order() -> None:
+def test_of_inputs_that_a_frontend_keeps_the_order_says_where_they_are() -> None:
     shard = one()
-    shard.submit(1, now=100.0, tensors=(b"lrge",), frames=1)
+    kept = wire.Kept(sizes=(4,), slot=wire.Slot(segment="1.2.ab", offset=64, generation=3), whole=1, sample=2)
+    shard.submit(1, now=100.0, kept=kept)
     (order,) = shard.orders(100.0)
-    assert isinstance(order, ToWorker)
-    assert list(order.frames) == [b"lrge"]
+    assert isinstance(order.message, wire.Infer)
+    assert [(part.kept, part.inline) for part in order.message.parts] == [(kept, ())]
 
 
 def test_time_spent_on_the_way_here_is_taken_off_the_budget_and_added_to_the_prediction() -> None:

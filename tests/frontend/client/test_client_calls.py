@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from frontend.client.client import Failed, Invalid, Prediction, Rejected, RequestError, TimedOut
-from frontend.client.conversation import FRAMED_BYTES, converted
+from frontend.client.conversation import converted
+from frontend.client.forms import FRAMED_BYTES
 from tests.frontend.client.fakes import ROW, Asked, FakeFrontend, Serving, error, infers, models, ok, usual
 
 # -- requests ---------------------------------------------------------------------------------------------------------

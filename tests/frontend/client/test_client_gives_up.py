@@ -95,7 +95,7 @@ def test_what_was_not_sent_is_forgotten_without_a_word(make: Any) -> None:
     with FakeFrontend(infers(silent)) as frontend:
         address = frontend.address
     connection = Connection(address, None)
-    flight = connection.request({"op": "infer", "id": 1}, [], 60.0)
+    flight = connection.request(1, module.packed({"op": "infer", "id": 1}), [], 60.0)
     connection.ask(flight)
     (socket,) = connection.sockets
     assert connection.waits(socket)

@@ -15,6 +15,7 @@ import zmq
 from frontend.client import connection as module
 from frontend.client.async_client import AsyncClient
 from frontend.client.client import Prediction, Rejected
+from frontend.client.conversation import RequestTarget
 from tests.frontend.client.fakes import ROW, Asked, FakeFrontend, ok
 from tests.loops import LIMIT_S, on_loop
 
@@ -67,17 +68,19 @@ def lazy(monkeypatch: pytest.MonkeyPatch) -> Iterator[LazyFrontend]:
 
 
 class Hook:
-    """The context of a request. It calls `packing` whenever the request is packed, which is just before it is sent."""
+    """In place of `packed`: calls `packing` when a request of context c is packed, again just before it is sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, packed: Callable[[Any], bytes]) -> None:
+        self._packed = packed
         self.packing: Callable[[], None] | None = None
 
-    def tolist(self) -> str:
-        """As numpy's values do, what is written into the message."""
-        packing, self.packing = self.packing, None
-        if packing is not None:
-            packing()
-        return "c"
+    def __call__(self, message: Any) -> bytes:
+        """The message in msgpack."""
+        if message.get("context") == "c":
+            packing, self.packing = self.packing, None
+            if packing is not None:
+                packing()
+        return self._packed(message)
 
 
 def be_busy() -> None:
@@ -87,7 +90,12 @@ def be_busy() -> None:
         pass
 
 
-def test_an_answer_that_comes_just_before_a_vain_try_to_send_is_received(lazy: LazyFrontend) -> None:
+def test_an_answer_that_comes_just_before_a_vain_try_to_send_is_received(
+    lazy: LazyFrontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = Hook(module.packed)
+    monkeypatch.setattr(module, "packed", hook)
+
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, KnownReaders)
@@ -96,10 +104,9 @@ def test_an_answer_that_comes_just_before_a_vain_try_to_send_is_received(lazy: L
             socket_fd = loop.read[seen]
             early = [client.submit("m", ROW * i, slo_ms=60_000) for i in range(ROUNDS)]
             asked = [await asyncio.to_thread(lazy.read) for _ in early]
-            hook = Hook()
             x = np.zeros((BYTES >> 4, 4), np.float32)
             for _ in range(STUCK):
-                client.submit("m", x, slo_ms=600_000, context=hook)
+                client.submit("m", x, slo_ms=600_000, context="c")
 
             def comes(question: Asked) -> None:
                 """The answer is there, and not read yet, when the client tries to send."""
@@ -156,3 +163,45 @@ def test_what_is_asked_faster_than_it_is_read_waits_and_is_answered(
         client.models()
         outcomes = client.infer_many([("m", np.repeat(ROW * i, rows, axis=0)) for i in range(40)], slo_ms=60_000)
         assert [outcome["y"][0, 0] for outcome in outcomes] == [2.0 * i for i in range(40)]
+
+
+@on_loop
+async def test_requests_of_one_turn_leave_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TOGETHER_MAX", 3)
+    with FakeFrontend() as frontend:
+        async with AsyncClient(frontend.address) as client:
+            await client.models()
+            futures = [client.submit("m", ROW * i, slo_ms=60_000) for i in range(8)]
+            await asyncio.gather(*futures)
+            assert [asked.array()[0, 0] for asked in frontend.infers()] == [float(i) for i in range(8)]
+
+
+def test_a_request_that_is_given_up_before_the_end_of_its_turn_never_leaves() -> None:
+    connection = module.Connection("tcp://127.0.0.1:9", None)
+    first, second = (connection.infer(RequestTarget("m"), ROW, 60_000, None, {}) for _ in range(2))
+    for flight in (first, second):
+        connection.ask(flight, together=True)
+    connection.cancel(first)
+    assert connection.send_together() == []
+    assert list(connection.flights.values()) == [second]
+    assert (first.late, second.late) == (False, True), "only one was tried; there is no frontend"
+    connection.close()
+
+
+@on_loop
+async def test_requests_that_wait_for_the_end_of_a_turn_are_refused_there_if_too_many_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "SENDING_MAX", 1)
+    monkeypatch.setattr(module, "UNSENT_MAX", 2)
+    monkeypatch.setattr(module, "TOGETHER_MAX", 4)
+    with FakeFrontend() as frontend:
+        async with AsyncClient(frontend.address) as client:
+            await client.models()
+            futures = [client.submit("m", np.repeat(ROW * i, 100_000, axis=0), slo_ms=60_000) for i in range(30)]
+            outcomes = await asyncio.wait_for(asyncio.gather(*futures), LIMIT_S)
+            answered = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Prediction)]
+            refused = [outcome.code for outcome in outcomes if isinstance(outcome, Rejected)]
+            assert len(answered) + len(refused) == 30
+            assert set(refused) == {"client_full"}
+            assert [asked.array()[0, 0] for asked in frontend.infers()] == [float(i) for i in answered]

@@ -19,8 +19,8 @@ from tests.loops import LIMIT_S, on_loop
 
 def test_a_request_is_given_up_a_grace_after_its_budget_and_not_before() -> None:
     connection = Connection("tcp://127.0.0.1:9", None)
-    short = connection.request({"op": "infer", "id": 1}, [], 0.5)
-    long = connection.request({"op": "infer", "id": 2}, [], 8.0)
+    short = connection.request(1, module.packed({"op": "infer", "id": 1}), [], 0.5)
+    long = connection.request(2, module.packed({"op": "infer", "id": 2}), [], 8.0)
     for flight in (long, short):
         assert flight.budget_s is not None
         assert flight.deadline_s == flight.asked_s + flight.budget_s + module.GRACE_S

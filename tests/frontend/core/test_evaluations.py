@@ -30,7 +30,7 @@ class Twins:
         self.cache: PredictionCache[Call] = PredictionCache(1 << 20)
         self.both = Evaluations(self.table, self.cache)
         self.calls = [call_of(number, budget_s=budget_s) for number, budget_s in enumerate(budgets_s)]
-        self.entered = [self.both.enter(call, INPUT, cached=True) for call in self.calls]
+        self.entered = [self.both.enter(call, INPUT) for call in self.calls]
 
     def evaluated(self) -> list[int]:
         """Ids of the calls that are being evaluated."""
@@ -76,7 +76,7 @@ def test_when_a_leader_failed_by_itself_all_that_waited_for_it_have_failed_too()
     at.check()
     assert at.evaluated() == [4]
     assert list(at.both.ended(at.calls[0])) == []
-    later = at.both.enter(call_of(9), INPUT, cached=True)
+    later = at.both.enter(call_of(9), INPUT)
     assert later.outputs is None, "a failure is not remembered"
 
 
@@ -94,7 +94,7 @@ def test_when_a_leader_s_time_is_up_those_with_more_are_evaluated_and_answered()
     assert completed is not None
     assert [call.id for call in at.both.succeeded(completed, [b"out"], True)] == [3]
     assert len(at.table) == 0
-    again = at.both.enter(call_of(9), INPUT, cached=True)
+    again = at.both.enter(call_of(9), INPUT)
     assert again.outputs == (b"out",)
     at.check()
 
@@ -113,7 +113,7 @@ def test_what_came_of_a_version_that_was_replaced_is_answered_and_not_remembered
 def test_a_call_past_the_cache_neither_waits_nor_is_waited_for() -> None:
     at = Twins(1.0)
     past = call_of(5)
-    assert len(at.both.enter(past, INPUT, cached=False).parts) == 1
+    assert len(at.table.open(past, INPUT)) == 1
     assert list(at.both.ended(past)) == []
     assert at.evaluated() == [0, 5]
 
@@ -166,7 +166,7 @@ def test_parts_of_a_split_call_are_handed_over_with_the_outputs_that_are_there()
     both = Evaluations(table, cache)
     calls = [call_of(number, rows=9) for number in range(2)]
     for call in calls:
-        both.enter(call, [bytes(18)], cached=True)
+        both.enter(call, [bytes(18)])
     first, second, third = calls[0].parts
     table.outputs(second.number, [b"b"], 4, 0.1, "gpu:0")
     both.cancel("ann", 0)
@@ -185,9 +185,9 @@ def test_a_connection_that_is_gone_hands_over_what_others_wait_for_and_takes_the
     both = Evaluations(table, cache)
     shared = [call_of(number, client=client) for number, client in enumerate(("ann", "ann", "ben", "ann", "ben"))]
     for call in shared:
-        both.enter(call, [b"same"], cached=True)
+        both.enter(call, [b"same"])
     alone = call_of(9, client="ann")
-    both.enter(alone, [b"other"], cached=True)
+    both.enter(alone, [b"other"])
     gone = both.client_gone("ann")
     both.check()
     assert sorted(ids(gone)) == [0, 1, 3, 9]
@@ -235,7 +235,12 @@ class AnyOrder(RuleBasedStateMachine):
     def ask(self, client: str, rows: int, row: int, budget_s: float, cached: bool) -> None:
         call = call_of(len(self.calls), client=client, rows=rows, now=self.now, budget_s=budget_s)
         self.calls.append(call)
-        entered = self.both.enter(call, [bytes([row]) * 2 * rows], cached)
+        tensors = [bytes([row]) * 2 * rows]
+        if not cached:
+            for part in self.table.open(call, tensors):
+                self._submit(part)
+            return
+        entered = self.both.enter(call, tensors)
         if entered.outputs is not None:
             self._end(call, "ok")
         for part in entered.parts:

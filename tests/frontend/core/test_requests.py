@@ -171,7 +171,8 @@ def test_a_call_is_complete_with_the_outputs_of_its_only_part(table: Any) -> Non
     (part,) = opened(table, call)
     data = memoryview(b"out")
     completed = table.outputs(part.number, (data,), 4, 0.01, "cpu:0")
-    assert completed == Completed(call, batch_size=4, predicted_s=0.01, device="cpu:0")
+    assert (completed.call, completed.batch_size) == (call, 4)
+    assert (completed.predicted_s, completed.device, completed.cold) == (0.01, "cpu:0", False)
     assert completed.outputs()[0] is data
     assert call.answered
     assert len(table) == 0
@@ -184,7 +185,7 @@ def test_a_split_call_is_complete_with_its_last_part_and_in_the_order_of_its_row
     assert table.outputs(first.number, [memoryview(b"ab"), b"12"], 4, 0.01, "cpu:0") is None
     assert len(table) == 1
     completed = table.outputs(second.number, [b"cd", b"34"], 4, 0.02, "cpu:0")
-    assert completed == Completed(call, batch_size=4, predicted_s=0.02, device="cpu:0")
+    assert (completed.call, completed.batch_size, completed.predicted_s) == (call, 4, 0.02)
     assert completed.outputs() == [b"abcde", b"12345"]
 
 

@@ -227,6 +227,7 @@ def test_all_services_of_our_own_procfile_may_have_spares() -> None:
         ('exec "${GEARMESH_PYTHON:-python3}" -m controller --policy=atc', "controller"),
         ("exec ${GEARMESH_PYTHON} -m broker", "broker"),
         ("exec ${GEARMESH_PYTHON:-python3} -P -m gearmesh.operations.compact", ""),
+        ("exec ${GEARMESH_PYTHON:-python3} -P -m gearmesh.operations.compact worker", "gpu_worker"),
         ("./prepare && exec python -m gpu_worker", ""),
         ("python -m gpu_worker; echo over", ""),
         ("python -m gpu_worker | tee log", ""),

@@ -6,12 +6,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from gpu_worker.core.incoming import Incoming
 from gpu_worker.core.jobs import Done, Effect, Job, Phase, Report, Servable, StartPhase
 from gpu_worker.core.lanes import Lanes
 from gpu_worker.core.pages import PageTable
 from mesh import wire
 from mesh.codes import ActionCode
-from tests.gpu_worker.worker_builders import infer, load, unload
+from tests.gpu_worker.worker_builders import awaiting, infer, load, unload
 
 REFS = ("a:1", "b:1", "b:2")
 PAGES = {"a:1": 1, "b:1": 2, "b:2": 3}
@@ -31,6 +32,7 @@ class LanesMachine(RuleBasedStateMachine):
         self.count = 0
         self.open: set[int] = set()  # actions without a report
         self.running: list[tuple[Phase, Job]] = []
+        self.incomings: list[Incoming] = []  # of INFERs that do not carry their inputs
         self.pages: dict[int, str] = {}  # {page: whose weights were copied there}
         self.lanes.welcome(self.epoch)
 
@@ -49,6 +51,40 @@ class LanesMachine(RuleBasedStateMachine):
             self._number(), ref, earliest_s=self.now + earliest, latest_s=self.now + latest, batch=batch, rows=[1]
         )
         self._take(self.lanes.infer(action, self.epoch, now=self.now))
+
+    @rule(ref=st.sampled_from(REFS), earliest=SOON, latest=SOON, there=st.sets(st.integers(0, 2)))
+    def infer_kept(self, ref: str, earliest: int, latest: int, there: set[int]) -> None:
+        action = infer(
+            self._number(), ref, earliest_s=self.now + earliest, latest_s=self.now + latest, batch=3, rows=[1, 1, 1]
+        )
+        incoming = awaiting(action, *there)
+        self.incomings.append(incoming)
+        self._take(self.lanes.infer(incoming.action, self.epoch, now=self.now, incoming=incoming))
+
+    @precondition(lambda self: any(incoming.awaited for incoming in self.incomings))
+    @rule(data=st.data(), how=st.sampled_from(["come", "come", "ended", "wrong"]))
+    def inputs(self, data: Any, how: str) -> None:
+        waiting = [(incoming, part) for incoming in self.incomings for part in sorted(incoming.awaited)]
+        incoming, part = waiting[data.draw(st.integers(0, len(waiting) - 1))]
+        if how == "come":
+            incoming.arrived(part, [b"x"], self.now)
+        elif how == "ended":
+            incoming.end(part)
+        else:
+            incoming.miss((part,))
+        self._take(self.lanes.wake(now=self.now))
+
+    @precondition(lambda self: any(phase is Phase.INPUT and job.incoming for phase, job in self.running))
+    @rule(data=st.data())
+    def used_anew(self, data: Any) -> None:
+        reading = [(phase, job) for phase, job in self.running if phase is Phase.INPUT and job.incoming]
+        phase, job = reading[data.draw(st.integers(0, len(reading) - 1))]
+        read = sorted(part for part, _ in job.incoming.read_from)
+        if not read:
+            return
+        self.running.remove((phase, job))
+        stale = data.draw(st.lists(st.sampled_from(read), min_size=1, unique=True))
+        self._take(self.lanes.input_again(job, stale, now=self.now))
 
     @rule(ref=st.sampled_from(REFS))
     def unload(self, ref: str) -> None:
@@ -116,6 +152,12 @@ class LanesMachine(RuleBasedStateMachine):
             assert isinstance(action, wire.Load)
             assert not any(set(job.pages) & set(other.pages) for _, other in self.running)
             self.pages |= dict.fromkeys(job.pages, "being written")
+        if phase is Phase.INPUT and job.incoming is not None:
+            assert not job.incoming.awaited
+            assert isinstance(action, wire.Infer)
+            left_out = job.incoming.missing | job.incoming.ended
+            assert [part.request for part in action.parts] == [i for i in range(3) if i not in left_out]
+            assert len(job.tensors) == len(action.parts) > 0
         if phase is Phase.EXEC:
             self._reads(job)
         self.running.append((phase, job))

@@ -1,5 +1,9 @@
 """gpu_worker/core/outputs.py: each frontend gets its own rows and nothing else."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
 from gpu_worker.core.outputs import outputs_by_frontend
 from mesh import wire
 
@@ -37,3 +41,28 @@ def test_what_is_large_goes_beside_the_message_in_the_order_of_the_answers() -> 
     assert (len(small.inline), small.frames) == (1, 0)
     assert (large.inline, large.frames) == ((), 1)
     assert [bytes(frame) for frame in frames] == [bytes([8]) * 2 * width]
+
+
+@given(
+    rows=st.lists(st.tuples(st.sampled_from(["ann", "bob", "cid"]), st.integers(1, 5)), min_size=1, max_size=12),
+    padding=st.integers(0, 3),
+    width=st.sampled_from([0, 1, 7, wire.INLINE_BYTES_MAX // 3, wire.INLINE_BYTES_MAX, wire.INLINE_BYTES_MAX + 1]),
+)
+def test_one_output_is_shared_out_as_it_is_beside_another(
+    rows: list[tuple[str, int]], padding: int, width: int
+) -> None:
+    """A model with one output goes a shorter way. The other output here has rows without bytes."""
+    batch = sum(count for _, count in rows) + padding
+    action = order(*(part(name, number, count) for number, (name, count) in enumerate(rows)), batch=batch)
+    output = memoryview(bytes(number % 251 for number in range(batch * width)))
+    alone = outputs_by_frontend(action, [output], "cpu:0", 0.5)
+    beside = outputs_by_frontend(action, [output, memoryview(b"")], "cpu:0", 0.5)
+    assert list(alone) == list(beside)
+    for frontend, (message, frames) in alone.items():
+        other, others = beside[frontend]
+        assert frames == [frame for frame in others if len(frame)]
+        assert len(message.answers) == len(other.answers)
+        for mine, theirs in zip(message.answers, other.answers, strict=True):
+            without = replace(theirs, inline=theirs.inline[:1], frames=min(theirs.frames, 1))
+            assert mine == without
+        assert replace(message, answers=()) == replace(other, answers=())

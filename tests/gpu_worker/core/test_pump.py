@@ -1,11 +1,14 @@
 """The pump: what it begins on a device and reports, in which order, and what the device hears of it."""
 
+from collections.abc import Sequence
+
+from gpu_worker.core.incoming import Incoming
 from gpu_worker.core.jobs import Done, Job, Phase, Report, Servable
 from gpu_worker.core.lanes import Lanes
 from gpu_worker.core.pages import PageTable
 from gpu_worker.core.pump import Action, Pump
 from mesh import wire
-from tests.gpu_worker.worker_builders import EPOCH, ONE_AT_A_TIME, infer, load, unload
+from tests.gpu_worker.worker_builders import EPOCH, ONE_AT_A_TIME, awaiting, infer, load, unload
 
 
 class Recorder:
@@ -16,7 +19,8 @@ class Recorder:
         lanes.welcome(EPOCH)
         for ref in ("m:1", "n:1", "o:1"):
             lanes.prepared(ref, Servable(2, 8, None, ()))
-        self.pump = Pump(lanes, self, self._reported)
+        self.pump = Pump(lanes, self, self._reported, self)
+        self.used_anew: list[int] = []  # parts whose slots are, when that is asked for next
         self.running: dict[tuple[Phase, int], Job] = {}  # {(phase, action): job}
         self._now = 0.0
         self._heard: list[str] = []
@@ -29,9 +33,26 @@ class Recorder:
         self.running[phase, job.action.action] = job
         return None
 
-    def release(self, job: Job) -> None:
+    def release(self, job: Job | Incoming) -> None:
         """The call is noted."""
+        if isinstance(job, Incoming):
+            if not job.closed:
+                self._heard.append(f"inputs of #{job.action.action} are done with")
+            job.close()
+            return
         self._heard.append(f"release #{job.action.action}")
+
+    def stale(self, incoming: Incoming) -> Sequence[int]:
+        """What the test says; the call is noted."""
+        self._heard.append(f"look after #{incoming.action.action}")
+        used_anew, self.used_anew = self.used_anew, []
+        return used_anew
+
+    def take_kept(self, incoming: Incoming, now: float = 1.0) -> list[str]:
+        """An INFER is ordered that does not carry its inputs."""
+        self._now = now
+        self.pump.infer_kept(incoming, EPOCH, now=now)
+        return self.heard()
 
     def unloaded(self, ref: str) -> None:
         """The call is noted."""
@@ -135,3 +156,38 @@ def test_actions_are_told_apart_by_their_kind() -> None:
     assert kinds[wire.Infer] == ["begin input #1", "begin exec #1"]
     assert kinds[wire.Load] == ["begin load #1"]
     assert kinds[wire.Unload] == ["unload #1 ok", "unloaded m:1"]
+
+
+def test_what_was_read_from_slots_is_looked_after_before_it_is_executed() -> None:
+    at = loaded("m:1")
+    heard = at.take_kept(awaiting(infer(1, batch=2, rows=[1, 1]), 0, 1))
+    assert heard == ["begin input #1", "look after #1", "inputs of #1 are done with", "begin exec #1"]
+    assert at.running[Phase.EXEC, 1].tensors == ()
+    assert at.end(Phase.EXEC, 1) == ["begin output #1", "infer #1 ok", "release #1"]
+
+
+def test_a_slot_that_was_used_anew_meanwhile_is_never_executed() -> None:
+    at = loaded("m:1")
+    at.used_anew = [1]
+    heard = at.take_kept(awaiting(infer(1, batch=3, rows=[1, 1, 1]), 0, 1, 2))
+    again = ["begin input #1", "look after #1", "release #1"]
+    assert heard == [*again, "begin input #1", "look after #1", "inputs of #1 are done with", "begin exec #1"]
+    assert [part.request for part in at.running[Phase.EXEC, 1].action.parts] == [0, 2]  # type: ignore[union-attr]
+
+
+def test_inputs_are_given_back_whatever_becomes_of_who_waits_for_them() -> None:
+    def waiting(number: int = 1) -> Recorder:
+        at = loaded("m:1")
+        assert at.take_kept(awaiting(infer(number))) == []
+        return at
+
+    done = "inputs of #1 are done with"
+    revoked, replaced, halted = waiting(), waiting(), waiting()
+    revoked.pump.revoke(1, EPOCH, now=1.0)
+    assert revoked.heard() == ["infer #1 revoked", "release #1", done]
+    replaced.pump.welcome(EPOCH + 1)
+    assert replaced.heard() == ["release #1", done]
+    halted.pump.halt()
+    assert halted.heard() == ["release #1", done]
+    assert halted.take_kept(awaiting(infer(2))) == ["inputs of #2 are done with"]
+    assert Recorder().take_kept(awaiting(infer(1))) == ["infer #1 weights_missing", "release #1", done]

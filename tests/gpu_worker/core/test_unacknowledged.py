@@ -1,5 +1,7 @@
 """gpu_worker/core/unacknowledged.py: what is kept until a frontend confirms it."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from gpu_worker.core.unacknowledged import AGE_S_MAX, BYTES_MAX, Unacknowledged
@@ -76,3 +78,82 @@ def test_on_a_link_that_loses_nothing_nothing_is_kept() -> None:
     sent = Unacknowledged()
     assert [(m.number, m.oldest) for m in (sent.pass_by(outputs(name)) for name in "ab")] == [(1, 1), (2, 2)]
     assert len(sent) == 0
+
+
+# -- outputs that lie in slots ----------------------------------------------------------------------------------------
+
+
+def slot(generation: int) -> wire.Slot:
+    return wire.Slot(segment="1.2.ab", offset=64, generation=generation)
+
+
+def kept(*generations: int, frames: int = 0) -> wire.Outputs:
+    """Outputs with one answer in each of these slots, and behind them one in frames."""
+    answers = [
+        wire.Answer(request=i, attempt=0, rows=1, predicted_s=0.0, kept=wire.Kept(sizes=(1, 1), slot=slot(i)))
+        for i in generations
+    ]
+    if frames:
+        answers.append(wire.Answer(request=99, attempt=0, rows=1, predicted_s=0.0, frames=frames))
+    return wire.Outputs(ref="m:1", device="cpu:0", batch=1, exec_s=0.0, answers=tuple(answers))
+
+
+def copies(of: wire.Kept) -> Sequence[bytes] | None:
+    assert of.slot is not None
+    return None if of.slot.generation == 13 else [b"a%d" % of.slot.generation, b"b%d" % of.slot.generation]
+
+
+def free(sent: Unacknowledged) -> list[int]:
+    sent.check()
+    return [each.generation for each in sent.freed()]
+
+
+def test_slots_are_free_once_their_message_is_confirmed_or_given_up_or_the_frontend_is_gone() -> None:
+    sent = Unacknowledged()
+    for message in (kept(1, 2), kept(3), kept(4)):
+        sent.add(message, (), 10, 100.0)
+    assert free(sent) == []
+    sent.confirmed(1)
+    assert free(sent) == [1, 2]
+    assert free(sent) == []
+    sent.add(kept(5), (), BYTES_MAX - 10, 100.0)
+    assert (free(sent), sent.given_up) == ([3], 1)
+    sent.clear()
+    assert (free(sent), sent.given_up, sent.size, len(sent)) == ([4, 5], 3, 0, 0)
+
+
+def test_who_cannot_read_slots_gets_frames() -> None:
+    sent = Unacknowledged()
+    sent.add(outputs("a"), [b"f"], 1, 100.0)
+    sent.add(kept(1, 2, frames=1), [b"z"], 10, 100.0)
+    sent.unshare(copies)
+    assert free(sent) == [1, 2]
+    (_, before), (message, frames) = sent.again()
+    assert (before, frames) == ([b"f"], [b"a1", b"b1", b"a2", b"b2", b"z"])
+    assert [(answer.kept, answer.frames) for answer in message.answers] == [(None, 2), (None, 2), (None, 1)]
+    assert (message.number, message.oldest, sent.size) == (2, 1, 11)
+    sent.confirmed(2)
+    assert (free(sent), sent.size) == ([], 0)
+
+
+def test_frames_of_answers_in_between_stay_where_they_belong() -> None:
+    message = kept(2)
+    first = wire.Answer(request=98, attempt=0, rows=1, predicted_s=0.0, frames=1)
+    last = wire.Answer(request=99, attempt=0, rows=1, predicted_s=0.0, frames=2)
+    mixed = wire.Outputs(
+        ref="m:1", device="cpu:0", batch=1, exec_s=0.0, answers=(first, *message.answers, last, *kept(3).answers)
+    )
+    sent = Unacknowledged()
+    sent.add(mixed, [b"x", b"y", b"z"], 10, 100.0)
+    sent.unshare(copies)
+    ((_, frames),) = sent.again()
+    assert frames == [b"x", b"a2", b"b2", b"y", b"z", b"a3", b"b3"]
+
+
+def test_what_cannot_be_copied_any_more_is_given_up_with_all_before_it() -> None:
+    sent = Unacknowledged()
+    for message in (kept(1), kept(13), kept(3)):
+        sent.add(message, (), 10, 100.0)
+    sent.unshare(copies)
+    assert (sorted(free(sent)), sent.given_up, sent.size) == ([1, 3, 13], 2, 10)
+    assert [(message.number, message.oldest) for message, _ in sent.again()] == [(3, 3)]

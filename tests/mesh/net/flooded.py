@@ -10,8 +10,8 @@ import msgspec
 import uvloop
 
 from mesh import wire
-from mesh.net.links import Port
 from mesh.net.memory import resident_bytes
+from mesh.net.ports import Port
 from mesh.process.configuration import read_settings
 from mesh.process.runtime import Runtime
 

@@ -14,7 +14,8 @@ import zmq
 
 from mesh import wire
 from mesh.net.keys import LOCAL, Keys
-from mesh.net.links import Link, Port
+from mesh.net.links import Link
+from mesh.net.ports import Port
 from mesh.net.transport import Mail
 from mesh.process.runtime import Runtime
 from mesh.process.settings import Settings

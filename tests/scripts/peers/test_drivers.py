@@ -10,7 +10,7 @@ from scripts.peers import tables
 from scripts.peers.catalogue import PEERS
 from scripts.peers.drivers import Samples
 from scripts.peers.http_driver import HttpDriver
-from scripts.peers.measuring import poisson
+from scripts.peers.measuring import loads_of, poisson
 from scripts.peers.tables import behind, goodput_table
 
 
@@ -123,6 +123,22 @@ def test_arrivals_are_the_same_for_every_system_and_flags_are_checked():
     assert parser().parse_args(["--peers", ""]).peers == []
     with pytest.raises(SystemExit):
         parser().parse_args(["--parts", "everything"])
+
+
+def test_the_closed_loop_s_goodput_is_compared_with_mosec_s_round_by_round():
+    def run(per_s):
+        return {"goodput": {"25": {"share": 1.0, "per_s": per_s}}}
+
+    runs = {
+        "gearmesh": {"16 clients@25": [run(100.0), run(30.0)]},
+        "mosec": {"16 clients": [run(50.0), run(30.0)]},
+        "ray": {"16 clients": [run(10.0), run(10.0)]},
+    }
+    found = tables.closed_ratios(runs, "16 clients", (25.0,))
+    assert list(found) == [tables.closed_figure("gearmesh", 25.0)]
+    assert (found[tables.closed_figure("gearmesh", 25.0)].least, next(iter(found.values())).most) == (1.0, 2.0)
+    assert tables.closed_ratios({"gearmesh": runs["gearmesh"]}, "16 clients", (25.0,)) == {}
+    assert list(loads_of(parser().parse_args(["--parts", "closed"]))) == ["16 clients"]
 
 
 def test_each_round_begins_with_another_system():

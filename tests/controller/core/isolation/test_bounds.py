@@ -3,8 +3,12 @@
 import pytest
 
 from controller.core.isolation.budget import KEPT_S, SAVED_S, SHARE, Budget
-from controller.core.isolation.rows import ROWS_MAX, SAMPLE_BYTES, KnownRows, RowDigest
+from controller.core.isolation.rows import ROWS_MAX, KnownRows, RowDigest
 from controller.core.isolation.suspects import DOUBTS_MAX, SUSPECT_S, SUSPECTS_MAX, Doubt, Watch
+from controller.core.queues import Request
+from mesh import digests, wire
+from mesh.digests import SAMPLE_BYTES
+from tests.controller.core.controller_builders import request
 
 
 def test_a_budget_fills_at_its_share_and_no_further_than_what_is_saved() -> None:
@@ -26,30 +30,41 @@ def test_a_budget_says_when_it_allows_again(suspect: bool) -> None:
     assert budget.allows(at_s, suspect=suspect)
 
 
-def test_inputs_are_known_by_every_byte_and_for_a_while() -> None:
+def asked(*tensors: bytes, kept: bool = False) -> Request:
+    """A request with these inputs, which its frontend may keep."""
+    if not kept:
+        return request(tensors=tensors)
+    sizes = tuple(map(len, tensors))
+    return request(kept=wire.Kept(sizes=sizes, whole=digests.whole(tensors), sample=digests.sample(tensors)))
+
+
+@pytest.mark.parametrize("kept", [(False, False), (True, True), (True, False), (False, True)])
+def test_inputs_are_known_by_every_byte_and_for_a_while(kept: tuple[bool, bool]) -> None:
+    """`kept`: whether their frontends keep those that failed, and those that come later."""
     rows, large = KnownRows(), bytes(10 * SAMPLE_BYTES)
     other = large[:-1] + b"x"
-    rows.add(RowDigest.of((b"a", b"bc")), 10.0, ends_process=False)
-    rows.add(RowDigest.of((large,)), 20.0, ends_process=True)
-    assert rows.find((b"a", b"bc"), 9.9) is not None
-    assert rows.find((b"a", b"bc"), 10.0) is None
-    assert rows.find((b"ab", b"c"), 9.9) is None
-    assert rows.find((memoryview(large),), 9.9) is not None
-    assert rows.find((other,), 9.9) is None
-    assert rows.find((), 9.9) is None
+    first, later = kept
+    rows.add(RowDigest.of(asked(b"a", b"bc", kept=first)), 10.0, ends_process=False)
+    rows.add(RowDigest.of(asked(large, kept=first)), 20.0, ends_process=True)
+    assert rows.find(asked(b"a", b"bc", kept=later), 9.9) is not None
+    assert rows.find(asked(b"a", b"bc", kept=later), 10.0) is None
+    assert rows.find(asked(b"ab", b"c", kept=later), 9.9) is None
+    assert rows.find(asked(large, kept=later), 9.9) is not None
+    assert rows.find(asked(other, kept=later), 9.9) is None
+    assert rows.find(asked(), 9.9) is None
     rows.forget(15.0)
     assert len(rows) == 1
     rows.forget(20.0)
-    assert rows.find((large,), 19.0) is None
+    assert rows.find(asked(large, kept=later), 19.0) is None
 
 
 def test_the_oldest_inputs_are_forgotten_for_others() -> None:
     rows = KnownRows()
     for number in range(ROWS_MAX + 1):
-        rows.add(RowDigest.of((b"%d" % number,)), 10.0, ends_process=False)
+        rows.add(RowDigest.of(asked(b"%d" % number)), 10.0, ends_process=False)
     assert len(rows) == ROWS_MAX
-    assert rows.find((b"0",), 1.0) is None
-    assert rows.find((b"1",), 1.0) is not None
+    assert rows.find(asked(b"0"), 1.0) is None
+    assert rows.find(asked(b"1"), 1.0) is not None
 
 
 def test_no_more_suspects_and_doubts_are_kept_than_there_is_room_for() -> None:

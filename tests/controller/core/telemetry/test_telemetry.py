@@ -256,7 +256,7 @@ def test_one_that_waits_for_a_worker_to_come_ends_with_a_line_too(outcome: Reque
 def test_a_line_has_the_client_s_id_and_whose_part_it_is() -> None:
     shard = recording()
     message = wire.Submit(request=8, attempt=0, ref="m:1", rows=1, budget_s=0.001, asked_id="mine", call=7)
-    shard.scheduler.submit(message, "f", None, age_s=0.0, now=100.0)
+    shard.scheduler.submit(message, "f", age_s=0.0, now=100.0, hollow=True)
     assert ((fact := request(shard)).asked_id, fact.call) == ("mine", 7)
 
 

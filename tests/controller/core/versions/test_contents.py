@@ -140,7 +140,7 @@ def test_a_request_for_a_version_that_no_device_can_prepare_is_told_why_and_not_
     made = shard(named("A", pending=False), "w1")
     made.report(changed())
     message = wire.Submit(request=1, attempt=0, ref="a:1", rows=1, budget_s=0.1)
-    (order,) = made.scheduler.submit(message, "f", None, age_s=0.0, now=10.0)
+    (order,) = made.scheduler.submit(message, "f", age_s=0.0, now=10.0, hollow=True)
     assert isinstance(order.message, wire.Refused)
     assert (order.message.code, order.message.retry_after_s) == (ErrorCode.NOT_READY, None)
     assert "other files" in order.message.message

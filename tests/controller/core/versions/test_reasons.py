@@ -15,7 +15,7 @@ REF = "m:1"
 def refusal(shard: Shard) -> wire.Refused:
     """What a request for the version is told at once."""
     message = wire.Submit(request=1, attempt=0, ref=REF, rows=1, budget_s=1.0)
-    (order,) = shard.scheduler.submit(message, "f", None, age_s=0.0, now=100.0)
+    (order,) = shard.scheduler.submit(message, "f", age_s=0.0, now=100.0, hollow=True)
     assert isinstance(order, ToFrontend)
     assert isinstance(order.message, wire.Refused)
     return order.message

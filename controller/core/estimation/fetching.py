@@ -1,0 +1,60 @@
+"""How long a worker takes to fetch inputs that a frontend keeps on another host. Pure.
+
+A fetch begins when the worker receives the INFER that names the inputs, and is over when the last of them is there. Its
+duration is taken for a line over the bytes, fitted to recent fetches, and made longer by a margin that follows a high
+quantile of what fetches took beyond the line. Until fetches have shown how long they take, a slow network is assumed.
+Source of the constants: docs/design/policy.md, "Inputs that are fetched".
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from controller.core.estimation.estimates import Margin
+from controller.core.estimation.lines import DurationLine
+
+MEGABYTE: Final = 1e6
+FIRST_S: Final = 0.002  # assumed of a fetch, whatever its bytes, before any was seen
+FIRST_MEGABYTE_S: Final = 0.01  # assumed of each megabyte: most of what 1 Gbit/s can carry
+FIRST_MEGABYTES: Final = (0.03, 3.0)  # fetches of so many megabytes stand for what is assumed, until others are seen
+MARGIN: Final = 0.25  # relative; by how much a fetch exceeds the line now and then, before any has shown it
+MARGIN_MAX: Final = 4.0
+OUTLIER: Final = 4.0  # a fetch that took more than this many times what was expected counts as that long
+
+
+def _first_line() -> DurationLine:
+    line = DurationLine()
+    for megabytes in FIRST_MEGABYTES:
+        line.add(megabytes, FIRST_S + FIRST_MEGABYTE_S * megabytes)
+    return line
+
+
+@dataclass(slots=True)
+class FetchEstimate:
+    """Fetches of one worker, from whichever frontends."""
+
+    batch_s: float = FIRST_S  # of a fetch, whatever its bytes; the margin is not in it
+    megabyte_s: float = FIRST_MEGABYTE_S  # of each megabyte; likewise
+    margin: Margin = field(default_factory=lambda: Margin(MARGIN, quantile=0.95, step_s=0.01, limit_s=MARGIN_MAX))
+    _line: DurationLine = field(default_factory=_first_line)  # over megabytes
+
+    def expected_s(self, size: int) -> float:
+        """A fetch of so many bytes takes so long at most, but for a few in a hundred; 0 if nothing is fetched."""
+        if not size:
+            return 0.0
+        return self._usual_s(size) * (1 + self.margin.value_s)
+
+    def learn(self, size: int, duration_s: float) -> None:
+        """A fetch of so many bytes took so long."""
+        if size <= 0:
+            return
+        usual_s = self._usual_s(size)
+        self.margin.learn(max(0.0, duration_s / usual_s - 1))
+        self._line.add(size / MEGABYTE, min(max(duration_s, 1e-6), OUTLIER * usual_s))
+        self.batch_s, self.megabyte_s = self._line.fit()
+
+    def missed(self, size: int, waited_s: float) -> None:
+        """A fetch of so many bytes was not over after so long, when it was given up."""
+        self.learn(size, max(waited_s, self.expected_s(size)))
+
+    def _usual_s(self, size: int) -> float:
+        return max(1e-6, self.batch_s + self.megabyte_s * size / MEGABYTE)
