@@ -22,7 +22,7 @@ class Mergeable(Protocol):
 T = TypeVar("T", bound=Mergeable)
 
 
-@dataclass(slots=True)
+@dataclass  # mypyc takes no slots beside Generic, and has its own
 class NamedTallies(Generic[T]):
     """One tally for each name with a label, and one for the rest."""
 

@@ -35,7 +35,7 @@ class Entry:
     shapes: Shapes = ()  # of the outputs
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)  # mypyc takes no slots beside Generic, and has its own
 class Flight(Generic[W]):
     """One query that is being evaluated."""
 
@@ -78,7 +78,7 @@ def digest(ref: str, inputs: Sequence[Bytes]) -> int:
     return state.intdigest()
 
 
-@dataclass(slots=True)
+@dataclass
 class PredictionCache(Generic[W]):
     """All predictions that one frontend remembers. `W`: type of a waiting query. `bytes_max` 0 turns the cache off."""
 
