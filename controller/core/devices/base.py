@@ -47,7 +47,7 @@ class Served(Protocol):
         ...
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)  # mypyc takes no slots beside ABC, and has its own
 class RemoteDevice(ABC):
     """One worker's device. Its fields are for everybody to read; only its own methods and `ShardState` change them.
 
