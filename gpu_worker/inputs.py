@@ -10,7 +10,7 @@ from typing import Protocol
 
 import structlog
 
-from gpu_worker.core.fetching import Ask, Fetching
+from gpu_worker.core.fetching import Fetching, FetchOrder
 from gpu_worker.core.incoming import Incoming
 from mesh import wire
 from mesh.folding import Folding
@@ -103,7 +103,7 @@ class KeptInputs:
         """No slot is read any more."""
         self._reader.close()
 
-    def _ask(self, asks: Iterable[Ask]) -> None:
+    def _ask(self, asks: Iterable[FetchOrder]) -> None:
         for ask in asks:
             if not self._links.ask(ask.frontend, ask.message) and ask.frontend not in self._gone:
                 self._gone.add(ask.frontend)

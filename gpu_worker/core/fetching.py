@@ -21,7 +21,7 @@ BYTES_MAX = 256 << 20  # asked for, or come and not yet in a device; one INFER a
 Key = tuple[str, int, int]  # frontend, request, attempt
 
 
-class Ask(NamedTuple):
+class FetchOrder(NamedTuple):
     """A frontend has to be asked for the inputs of a request."""
 
     frontend: str
@@ -65,7 +65,7 @@ class Fetching:
         """Whether nothing is on its way or waits for its turn."""
         return not (self._waiting or self._asked)
 
-    def want(self, incoming: Incoming, now: float) -> list[Ask]:
+    def want(self, incoming: Incoming, now: float) -> list[FetchOrder]:
         """The awaited inputs of this INFER are to be fetched. Returns what is to be asked for at once."""
         self._waiting.extend(Wanted(incoming, part) for part in sorted(incoming.awaited))
         return self._next(now)
@@ -87,10 +87,10 @@ class Fetching:
                 wanted.incoming.miss((wanted.part,))
         return useful
 
-    def opened(self, frontend: str) -> list[Ask]:
+    def opened(self, frontend: str) -> list[FetchOrder]:
         """A link to the frontend replaces one that was lost. Returns what has to be asked for again."""
         return [
-            Ask(frontend, wire.Fetch(request=key[1], attempt=key[2]))
+            FetchOrder(frontend, wire.Fetch(request=key[1], attempt=key[2]))
             for key, known in self._asked.items()
             if key[0] == frontend and not all(wanted.over for wanted in known)
         ]
@@ -105,7 +105,7 @@ class Fetching:
                     useful = True
         return useful
 
-    def release(self, incoming: Incoming, now: float) -> list[Ask]:
+    def release(self, incoming: Incoming, now: float) -> list[FetchOrder]:
         """The INFER does not need its inputs any more. Returns what is to be asked for, now that there is room."""
         if incoming.closed:
             return []
@@ -124,7 +124,7 @@ class Fetching:
                 del self._asked[key]
         return self._next(now)
 
-    def _next(self, now: float) -> list[Ask]:
+    def _next(self, now: float) -> list[FetchOrder]:
         asks = []
         while self._waiting:
             wanted = self._waiting[0]
@@ -142,7 +142,7 @@ class Fetching:
                 known.append(wanted)
                 if len(known) == 1:
                     frontend, request, attempt = wanted.key
-                    asks.append(Ask(frontend, wire.Fetch(request=request, attempt=attempt)))
+                    asks.append(FetchOrder(frontend, wire.Fetch(request=request, attempt=attempt)))
             self._waiting.popleft()
         return asks
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +187,9 @@ async def test_a_slot_that_was_freed_before_it_was_read_is_asked_for(
 class Overwriting:
     """A device during whose next INPUT a slot is used anew."""
 
-    def __init__(self, device: Any, spoil: Any) -> None:
+    def __init__(self, device: Any) -> None:
         self._device = device
-        self.spoil = spoil
+        self.spoil: Callable[[], None] | None = None
         self.batches: list[int] = []  # rows of each EXEC
 
     def begin(self, phase: Phase, job: Job) -> Done | None:
@@ -212,7 +212,13 @@ async def test_a_slot_that_is_used_anew_while_it_is_read_costs_the_others_nothin
     repository: Repository, tmp_path: Path, torch_as_it_was: None
 ) -> None:
     """Its call has ended, and other inputs are written into its place, at the worst moment."""
-    async with world(repository, tmp_path) as at:
+    devices: list[Overwriting] = []
+
+    def wrap(device: Any) -> Overwriting:
+        devices.append(Overwriting(device))
+        return devices[0]
+
+    async with world(repository, tmp_path, wrap=wrap) as at:
         keeper = await ready(at)
         expected = await right(at, keeper)
         order = keeper.order(3, "slot")
@@ -228,9 +234,9 @@ async def test_a_slot_that_is_used_anew_while_it_is_read_costs_the_others_nothin
                 if other is None or other.offset == slot.offset:
                     break
 
-        device = Overwriting(at.device._device, spoil)
-        at.device._device = device  # type: ignore[assignment]
-        at.device.begin = device.begin
+        (device,) = devices
+        device.batches.clear()
+        device.spoil = spoil
         at.tell(order)
         result = await at.said(wire.ActionResult)
         assert (result.code, result.missing) == (ActionCode.OK, (1,))

@@ -7,7 +7,7 @@ import itertools
 import os
 import shutil
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,12 @@ class World:
     """One worker, and what it says to its controller."""
 
     def __init__(
-        self, made: Processes, repository: Repository, folder: Path, reader: SegmentReader | None = None
+        self,
+        made: Processes,
+        repository: Repository,
+        folder: Path,
+        reader: SegmentReader | None = None,
+        wrap: Callable[[Any], Any] | None = None,
     ) -> None:
         self.made = made
         self.folder = folder / "models"
@@ -75,8 +80,9 @@ class World:
             arena_mb=8, page_mb=1,
         )  # fmt: skip
         self.device = Gated(CpuDevice(runtime.settings))
-        versions = RepositoryVersions(runtime.hub.loop, self.device, self.folder, ())  # type: ignore[arg-type]
-        self.worker = WorkerService(runtime, self.device, versions, reader=reader)  # type: ignore[arg-type]
+        device: Any = self.device if wrap is None else wrap(self.device)
+        versions = RepositoryVersions(runtime.hub.loop, device, self.folder, ())
+        self.worker = WorkerService(runtime, device, versions, reader=reader)
         self.peer = ""
         self._seen = 0
 
@@ -108,10 +114,15 @@ class World:
 
 @contextlib.asynccontextmanager
 async def world(
-    repository: Repository, folder: Path, reader: SegmentReader | None = None, **settings: Any
+    repository: Repository,
+    folder: Path,
+    reader: SegmentReader | None = None,
+    wrap: Callable[[Any], Any] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[World]:
+    """`reader`: of shared memory. `wrap`: makes the worker's device of the one that there is."""
     async with processes(**settings) as made:
-        begun = World(made, repository, folder, reader)
+        begun = World(made, repository, folder, reader, wrap)
         try:
             await begun.begin()
             yield begun

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from msgspec.structs import replace
 
-from gpu_worker.core.fetching import Ask, Fetching
+from gpu_worker.core.fetching import Fetching, FetchOrder
 from gpu_worker.core.incoming import Incoming
 from mesh import wire
 from tests.gpu_worker.worker_builders import infer, keeping
@@ -24,7 +24,7 @@ def incoming(*requests: int, frontend: str = "f", size: int = SIZE) -> Incoming:
     return Incoming(replace(action, parts=parts), [None] * len(parts))
 
 
-def asked(asks: list[Ask]) -> list[tuple[str, int]]:
+def asked(asks: list[FetchOrder]) -> list[tuple[str, int]]:
     return [(ask.frontend, ask.message.request) for ask in asks]
 
 
@@ -52,7 +52,7 @@ def test_the_attempt_goes_with_the_question() -> None:
     batch.action = replace(batch.action, parts=(replace(batch.action.parts[0], attempt=3),))
     fetching = Fetching()
     (ask,) = fetching.want(batch, 1.0)
-    assert ask == Ask("f", wire.Fetch(request=7, attempt=3))
+    assert ask == FetchOrder("f", wire.Fetch(request=7, attempt=3))
     assert not came(fetching, 7)  # the answer to another question
     assert fetching.came("f", wire.Fetched(request=7, attempt=3, frames=1), [b"x" * SIZE], 2.0)
 
@@ -198,7 +198,7 @@ class FetchingMachine(RuleBasedStateMachine):
         else:
             self._ask(self.fetching.opened(frontend))
 
-    def _ask(self, asks: list[Ask]) -> None:
+    def _ask(self, asks: list[FetchOrder]) -> None:
         sizes = {part.request: part.kept.sizes[0] for batch in self.open for part in batch.action.parts if part.kept}
         for ask in asks:
             self.on_way.append((ask.frontend, ask.message.request, sizes[ask.message.request]))
