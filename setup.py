@@ -3,7 +3,7 @@
 GEARMESH_PURE=1 makes a wheel without it, for any machine; with GEARMESH_PURE=0 the build fails if it cannot be made.
 """
 
-import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,8 +15,7 @@ from setuptools.dist import Distribution
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
-from mesh.process.compiled import PURE  # noqa: E402
-from scripts.compiling import CannotCompile, asked_for_pure, build  # noqa: E402
+from scripts.compiling import CannotCompile, asked_for_pure, build, insisted, objects  # noqa: E402
 
 
 class Gearmesh(Distribution):
@@ -33,12 +32,16 @@ class BuildPy(build_py):
 
     def run(self) -> None:
         super().run()
-        if self.editable_mode or asked_for_pure():
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib).resolve() / "mesh" / "compiled"
+        shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+        if asked_for_pure():
             return
         try:
-            build(ROOT, Path(self.build_lib).resolve() / "mesh" / "compiled")
+            build(ROOT, target, kept=objects())
         except CannotCompile as error:
-            if os.environ.get(PURE) == "0":
+            if insisted():
                 raise
             self.warn(f"not compiled, all will run interpreted: {error}")
         else:

@@ -32,6 +32,16 @@ from mesh.salvage import RefusedMessage
 OK = ActionCode.OK  # for what runs for every action
 SUBMIT = "submit"  # tag of the message
 DECODER = msgspec.msgpack.Decoder(wire.Envelope[wire.ToController])
+RareMessage = (  # those of ToController but requests and results
+    wire.FrontendHello
+    | wire.WorkerHello
+    | wire.Cancel
+    | wire.Prepared
+    | wire.AskSnapshot
+    | wire.AskFacts
+    | wire.Heartbeat
+    | wire.Goodbye
+)
 LAG_TOLD_S = 0.005  # a frontend whose mail waits for longer is told
 log = structlog.get_logger("controller")
 
@@ -121,21 +131,26 @@ class ControllerService:
             return
         if mail.age_s > LAG_TOLD_S or peer in self._lagging:
             self._tell_lag(peer, mail.age_s)
+        scheduler, now, age_s, asks = self.scheduler, mail.now, mail.age_s, peer in self._frontends
         for message in mail.messages:
-            self._handle(message, mail)
+            if isinstance(message, wire.Submit):
+                orders = scheduler.submit(message, peer, age_s=age_s, now=now) if asks else None
+            elif isinstance(message, wire.ActionResult):
+                self._log_result(peer, message)
+                orders = scheduler.result(peer, message, now=now)
+            else:
+                self._handle(message, mail)
+                asks = peer in self._frontends
+                continue
+            if orders:
+                self._order(orders)
         for unread in mail.unread:
             self._refuse_unread(peer, unread)
 
-    def _handle(self, message: wire.ToController, mail: Mail[wire.ToController]) -> None:
-        """One message goes where it belongs."""
+    def _handle(self, message: RareMessage, mail: Mail[wire.ToController]) -> None:
+        """A message that is neither a request nor a result goes where it belongs."""
         scheduler, peer, now = self.scheduler, mail.peer, mail.now
         match message:
-            case wire.Submit():
-                if peer in self._frontends:
-                    self._order(scheduler.submit(message, peer, age_s=mail.age_s, now=now))
-            case wire.ActionResult():
-                self._log_result(peer, message)
-                self._order(scheduler.result(peer, message, now=now))
             case wire.Cancel():
                 outcome = RequestOutcome.named(message.outcome) or RequestOutcome.CANCELLED
                 scheduler.cancel(peer, message.request, outcome, now=now)
@@ -284,16 +299,15 @@ class ControllerService:
 
     def _order(self, orders: list[Order]) -> None:
         for order in orders:
-            match order:
-                case ToWorker():
-                    self._port.send(order.worker, order.message)
-                case ToFrontend():
-                    self._port.send(order.frontend, order.message)
-                case ToBroker():
-                    assert self._registrar is not None
-                    self._registrar.send(order.message)
-                case _:
-                    assert_never(order)
+            if isinstance(order, ToWorker):
+                self._port.send(order.worker, order.message)
+            elif isinstance(order, ToFrontend):
+                self._port.send(order.frontend, order.message)
+            elif isinstance(order, ToBroker):
+                assert self._registrar is not None
+                self._registrar.send(order.message)
+            else:
+                assert_never(order)
 
     def _log_result(self, peer: str, result: wire.ActionResult) -> None:
         if result.code != OK:

@@ -71,7 +71,7 @@ class Outbox:
         if len(self._together) >= TOGETHER_MAX or self._bytes >= TOGETHER_BYTES_MAX:
             self.flush()
         else:
-            self._hub.schedule_turn()
+            self._hub.schedule_send()
 
     def flush(self) -> None:
         """All answers of this turn leave, or wait for room."""

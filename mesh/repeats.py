@@ -29,7 +29,7 @@ class LineBudget:
         return LineBudget(max(1, self.lines // FLOOD_SHARE), max(1, self.of_one // FLOOD_SHARE))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # mypyc takes no slots beside Generic, and has its own
 class LoggedLine(Generic[Line]):
     """A line to be written."""
 
@@ -39,7 +39,7 @@ class LoggedLine(Generic[Line]):
     several: bool = False  # they are of several peers, and `line` is the last one's
 
 
-@dataclass(slots=True)
+@dataclass
 class Share(Generic[Line]):
     """The lines of one peer, of one event, in one period."""
 
@@ -53,7 +53,7 @@ class Share(Generic[Line]):
         self.last = line
 
 
-@dataclass(slots=True)
+@dataclass
 class Period(Generic[Line]):
     """The current period of one event. The peers in `shares` are no more than the lines that passed."""
 

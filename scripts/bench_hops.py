@@ -59,10 +59,58 @@ def probe(module: str, arguments: list[str]) -> None:
         return data
 
     zmq.Socket.send, zmq.Socket.recv = send, recv  # type: ignore[method-assign]
+    stamp_channels(stamps)
     file = Path(os.environ["GEARMESH_DATA_DIR"]) / f"hops-{module}.json"
+    plain_exit = os._exit
+
+    def leave(code: int) -> None:
+        file.write_text(json.dumps(stamps))
+        plain_exit(code)
+
     atexit.register(lambda: file.write_text(json.dumps(stamps)))
+    os._exit = leave  # type: ignore[assignment]  # a worker ends so, and without atexit
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def stamp_channels(stamps: list[tuple[float, str]]) -> None:
+    """Stamps what goes through channels in C, which do without pyzmq; to be called before mesh.net.frames is loaded."""
+    try:
+        from mesh.net import _drain
+    except ImportError:  # not built: pyzmq's sockets are stamped
+        return
+    plain = _drain.Channel
+
+    class StampedChannel:
+        """A channel that notes when it has taken or sent a message."""
+
+        def __init__(self, sock: Any) -> None:
+            self._plain = plain(sock)
+            self.descriptor, self.said, self.readable = (
+                self._plain.descriptor,
+                self._plain.said,
+                self._plain.readable,
+            )
+
+        def take(self) -> Any:
+            taken = self._plain.take()
+            if taken is not None and len(stamps) < STAMPS_MAX:
+                stamps.append((time.monotonic(), "r"))
+            return taken
+
+        def send(self, to: Any, body: Any, frames: Any = ()) -> int:
+            code = self._plain.send(to, body, frames)
+            if len(stamps) < STAMPS_MAX:
+                stamps.append((time.monotonic(), "s"))
+            return code
+
+        def send_all(self, pairs: Any) -> Any:
+            refused = self._plain.send_all(pairs)
+            if pairs and len(stamps) < STAMPS_MAX:
+                stamps.append((time.monotonic(), "s"))
+            return refused
+
+    _drain.Channel = StampedChannel  # type: ignore[assignment, misc]
 
 
 def ask(address: str, requests: int) -> list[tuple[float, float]]:
@@ -127,9 +175,10 @@ async def measure(requests: int) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 def main() -> None:
     """Prints the median time of each hop."""
-    if len(sys.argv) > 2 and sys.argv[1] == "-m":
+    if "-m" in sys.argv[1:3]:  # in place of Python, as a Procfile calls it: [-P] -m SERVICE
         sys.path.insert(0, os.getcwd())
-        probe(sys.argv[2], sys.argv[3:])
+        at = sys.argv.index("-m")
+        probe(sys.argv[at + 1], sys.argv[at + 2 :])
         return
     import asyncio
 

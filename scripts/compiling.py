@@ -4,8 +4,9 @@
 describes it. A checkout's lies in `.venv/share/gearmesh/compiled/`, in a folder named by the digest of all that it was
 made from, so checkouts that share a `.venv` share equal sets, and nothing is done twice.
 
-    python -m scripts.compiling              # compiles what has changed; tells, and exits with 0, if it cannot
-    python -m scripts.compiling --insist     # exits with 1 if it cannot
+    python -m scripts.compiling                  # compiles what has changed; tells, and exits with 0, if it cannot
+    GEARMESH_PURE=0 python -m scripts.compiling  # exits with 1 if it cannot
+    GEARMESH_PURE=1 python -m scripts.compiling  # compiles nothing
 
 mypy reads the sources without the libraries that they use, whose types are then unknown: what comes out depends on
 nothing but the sources, mypy and Python.
@@ -303,9 +304,20 @@ def _run(command: Sequence[str]) -> None:
         raise CannotCompile(Why.FAILED, f"{shlex.join(command)}\n{ended.stderr[-3000:]}")
 
 
+def objects(store: Path = Path(STORE)) -> Path | None:
+    """The folder of objects that set-ups of checkouts have kept; None: there is none."""
+    found = store / "objects"
+    return found if found.exists() else None
+
+
 def asked_for_pure() -> bool:
     """Whether nothing is to be compiled."""
     return os.environ.get(PURE, "0") not in ("", "0")
+
+
+def insisted() -> bool:
+    """Whether a build that makes nothing is to fail."""
+    return os.environ.get(PURE) == "0"
 
 
 def set_up(root: Path = ROOT, store: Path = Path(STORE)) -> Path | None:
@@ -314,8 +326,9 @@ def set_up(root: Path = ROOT, store: Path = Path(STORE)) -> Path | None:
     Raises: CannotCompile, after it is noted.
     """
     store.mkdir(parents=True, exist_ok=True)
-    if asked_for_pure():
-        _note(root, store, Why.ASKED)
+    if asked_for_pure():  # what was compiled before stays: it is used where it matches, and nobody asks again
+        if not os.path.exists(compiled.pointer(str(root), str(store))):
+            _note(root, store, Why.ASKED)
         return None
     manifest = manifest_of(root)
     target = store / digest(root, manifest)
@@ -358,22 +371,18 @@ def _tidy(store: Path) -> None:
     for folder in [found for found in sets if found.name not in used][: max(0, len(sets) - SETS_MAX)]:
         shutil.rmtree(folder, ignore_errors=True)
         (store / f".{folder.name}.lock").unlink(missing_ok=True)
-    objects = sorted(store.glob("objects/*.o"), key=lambda file: file.stat().st_mtime)
-    for file in objects[:-OBJECTS_MAX]:
+    kept = sorted(store.glob("objects/*.o"), key=lambda file: file.stat().st_mtime)
+    for file in kept[:-OBJECTS_MAX]:
         file.unlink(missing_ok=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--insist", action="store_true", help="fail if it cannot be compiled")
-    insist = parser.parse_args().insist
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     try:
-        made = set_up()
+        set_up()
     except CannotCompile as error:
-        print(f"warning: not compiled, all runs interpreted: {error}", file=sys.stderr)
-        raise SystemExit(1 if insist else 0) from error
-    if made is None and insist:
-        raise SystemExit(f"nothing was compiled: {PURE} is set")
+        print(f"{'' if insisted() else 'warning: '}not compiled, all runs interpreted: {error}", file=sys.stderr)
+        raise SystemExit(1 if insisted() else 0) from error
 
 
 if __name__ == "__main__":

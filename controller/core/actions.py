@@ -40,8 +40,8 @@ class Actions:
 
         Without requests it is a measuring run; without `latest_s` it may start until it is overdue.
         """
-        action = self._make(INFER, ref, expected_s, now)
-        action.batch, action.requests, action.extents = batch, requests, extents
+        action = self._make(INFER, ref, expected_s, now, requests)
+        action.batch, action.extents = batch, extents
         device.infer_sent(action, start_s, latest_s, now)
         message = wire.Infer(
             action=action.id,
@@ -68,7 +68,7 @@ class Actions:
 
     def load(self, device: RemoteDevice, ref: str, *, expected_s: float, now: float) -> ToWorker:
         """A LOAD goes to the device, which has room for it."""
-        action = self._make(LOAD, ref, expected_s, now)
+        action = self._make(LOAD, ref, expected_s, now, [])
         device.load_sent(action, now)
         message = wire.Load(
             action=action.id,
@@ -84,7 +84,7 @@ class Actions:
         model = self.state.models.get(ref)
         if model is not None:
             self.state.drop_host(model, device)
-        action = self._make(UNLOAD, ref, 0.0, now)
+        action = self._make(UNLOAD, ref, 0.0, now, [])
         device.unload_sent(action)
         return ToWorker(device.worker, wire.Unload(action=action.id, ref=ref))
 
@@ -96,9 +96,9 @@ class Actions:
         """The device is told to unload the version, if it has it; nobody waits for the result."""
         return ToWorker(device.worker, wire.Unload(action=0, ref=ref))
 
-    def _make(self, kind: ActionKind, ref: str, expected_s: float, now: float) -> Action:
+    def _make(self, kind: ActionKind, ref: str, expected_s: float, now: float, requests: list[Request]) -> Action:
         self.count += 1
-        return Action(self.count, kind, ref, now, expected_s)
+        return Action(self.count, kind, ref, now, expected_s, requests)
 
 
 def _part(request: Request) -> wire.Part:

@@ -25,6 +25,8 @@ class Popularity:
 
     def value(self, now: float) -> float:
         """The count, decayed to now."""
+        if now == self.at_s:  # as of all requests that came in one message
+            return self.count
         return self.count * math.exp((self.at_s - now) / self.decay_s) if self.count else 0.0
 
     def rate(self, now: float) -> float:

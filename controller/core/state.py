@@ -49,7 +49,11 @@ class Model:
     @property
     def first_device(self) -> RemoteDevice | None:
         """Its first host, or else the first device that is ready to serve it."""
-        return next(iter(self.hosts.values()), None) or next(iter(self.ready.values()), None)
+        for device in self.hosts.values():
+            return device
+        for device in self.ready.values():
+            return device
+        return None
 
     def fits(self, message: wire.Submit) -> bool:
         """Whether these are the inputs of so many rows: otherwise rows of a batch's requests would be mixed up.
@@ -199,7 +203,8 @@ class ShardState:
         cost_s = self._open_cost_s(model) if model.open else self.cost_s(model, model.queue.rows)
         self._share(model, cost_s - model.cost_s)
         model.cost_s = cost_s
-        self._mark(model)
+        if (len(model.queue) > 0) is not (model.ref in self.active):
+            self._mark(model)
 
     def cost_s(self, model: Model, rows: int) -> float:
         """EXEC time of so many rows in the largest batches, on its first host, or else on its first ready device."""
@@ -296,7 +301,8 @@ class ShardState:
         if model.hosts and cost_s:
             share = cost_s / len(model.hosts)
             for device in model.hosts.values():
-                device.backlog_s = max(0.0, device.backlog_s + share)
+                backlog_s = device.backlog_s + share
+                device.backlog_s = backlog_s if backlog_s > 0.0 else 0.0
 
     def _mark(self, model: Model) -> None:
         """The sets of models with requests that wait follow."""

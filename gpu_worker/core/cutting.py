@@ -11,7 +11,6 @@ A batch whose outputs cannot be told apart is refused as a whole: nobody gets a 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -132,12 +131,15 @@ def hollow(spec: wire.ModelSpec, batch: int, extents: Extents) -> tuple[list[mem
 # -- splitting one output ---------------------------------------------------------------------------------------------
 
 
-class _Piece(NamedTuple):
+class _Piece:
     """What one request gets of one output."""
 
-    data: memoryview
-    shape: Shape
-    copied: bool  # the bytes are not those of the batch's output
+    __slots__ = ("copied", "data", "shape")
+
+    def __init__(self, data: memoryview, shape: Shape, copied: bool) -> None:
+        self.data = data
+        self.shape = shape
+        self.copied = copied  # the bytes are not those of the batch's output
 
 
 class _Rows:

@@ -86,7 +86,7 @@ class Manifest(NamedTuple):
 
 def hash_of(content: bytes) -> str:
     """The hash by which an edited source is known: Python's own for such a purpose, 64 bits, in hexadecimal."""
-    return source_hash(content).hex()  # type: ignore[arg-type]  # typeshed asks for an array of bytes
+    return source_hash(content).hex()
 
 
 def pointer(root: str, store: str = STORE) -> str:
@@ -125,14 +125,10 @@ class CompiledLoader(ExtensionFileLoader):
         assert library is not None
         return module
 
-    def get_source(self, fullname: str) -> str:
-        """What it was compiled from, for tracebacks."""
-        with open(self.source, encoding="utf-8") as file:
-            return file.read()
-
-    def get_code(self, fullname: str) -> None:
-        """None: there is no bytecode."""
-        return None
+    def exec_module(self, module: ModuleType) -> None:
+        """The module names its source as its file, as the interpreted one does."""
+        super().exec_module(module)
+        module.__file__ = self.source
 
 
 def entry(name: str) -> str:

@@ -76,9 +76,7 @@ class Settings(BaseModel):
     in_flight_mb: int = Field(
         1024, ge=1, description="Inputs of requests in one frontend, MiB; more are rejected at once."
     )
-    shared_mb: int = Field(
-        256, ge=0, le=1 << 20, description="Memory that a process may share for large tensors, MiB, in steps of 16."
-    )
+    shared_mb: int = Field(256, ge=0, le=1 << 20, description="Memory that one process may share, MiB: 16 at a time.")
     message_bytes_max: int = Field(256 << 20, ge=1024, description="Largest message; a larger one closes the link.")
     request_bytes_max: int = Field(64 << 20, ge=1024, description="Largest frame of a client's request.")
     slo_ms_max: float = Field(600_000.0, gt=0, description="Largest budget that a client may ask for.")

@@ -23,7 +23,8 @@ import numpy as np
 from gearmesh.operations.ports import free_ports
 from mesh import wire
 from mesh.codes import ActionCode, ActionKind, RequestOutcome
-from mesh.net.ports import Link, Port
+from mesh.net.links import Link
+from mesh.net.ports import Port
 from mesh.net.transport import Mail
 from mesh.process.configuration import read_settings
 from mesh.process.ids import host_id
@@ -41,7 +42,7 @@ EXEC_S = {1: 50e-6, 2: 55e-6, 4: 65e-6, 8: 85e-6, 16: 125e-6}  # so quick that c
 LOAD_S = 0.002
 PAGE_BYTES = 1 << 24
 WEIGHTS_PAGES = 1
-PAGES = 2048  # of one device, 32 GiB: the models of a shard that has a device for every 2,000 of them all fit
+HOSTS = 4  # devices that have a model's weights from the beginning; together with these, memory is full
 SLO_S = 0.1
 GRACE_S = 0.02  # so long after its budget a request is given up
 OPEN, DECIDED, ENDED = 0, 1, 2  # states of a request
@@ -135,20 +136,22 @@ class Step:
 class EmulatedWorker:
     """One device of a controller."""
 
-    def __init__(self, rig: "Shard", number: int, refs: Sequence[str]) -> None:
+    def __init__(self, rig: "Shard", number: int, refs: Sequence[str], resident: Sequence[str], pages: int) -> None:
+        """`resident`: those of the models whose weights are here, in as many of the pages."""
         self.name = f"gpu_worker-{rig.number}e{number:04d}"
         self._rig = rig
         self._refs = refs
         self._free_s = 0.0  # when EXEC is free
         self._loading_s = 0.0  # when LOAD is
-        self._pages = PAGES
+        self._resident = tuple(resident)
+        self._pages = pages
+        self._free = pages - len(resident)
         self._link: Link[Any, Any] = Link(
             rig.mesh.runtime.transport, self.name, rig.controller, TO_WORKER, self._received, rig.mesh.lost
         ).call(rig.addresses)
         self.welcomed = False
-        self._hello()
 
-    def _hello(self) -> None:
+    def hello(self) -> None:
         prepared = tuple(
             wire.Prepared(
                 ref=ref, ok=True, spec=SPEC, pages=WEIGHTS_PAGES, weights_bytes=WEIGHTS_PAGES * PAGE_BYTES,
@@ -157,11 +160,12 @@ class EmulatedWorker:
             for ref in self._refs
         )  # fmt: skip
         device = wire.DeviceInfo(
-            name=f"emulated:{self.name}", kind="emulated", pages=PAGES, page_bytes=PAGE_BYTES, any_batch=True
+            name=f"emulated:{self.name}", kind="emulated", pages=self._pages, page_bytes=PAGE_BYTES, any_batch=True
         )
         hello = wire.WorkerHello(
-            member=self.name, host=host_id(), device=device, free_pages=PAGES, resident=(), prepared=prepared
-        )
+            member=self.name, host=host_id(), device=device, free_pages=self._free, resident=self._resident,
+            prepared=prepared,
+        )  # fmt: skip
         self._link.send(hello)
 
     def _received(self, mail: Mail[Any]) -> None:
@@ -171,12 +175,14 @@ class EmulatedWorker:
             elif type(message) is wire.Load:
                 self._load(message, mail.now)
             elif type(message) is wire.Unload:
-                self._pages += WEIGHTS_PAGES
+                self._free += WEIGHTS_PAGES
                 self._send_result(message.action, ActionKind.UNLOAD, OK, mail.now, mail.now, 0.0, mail.now)
             elif type(message) is wire.Welcome:
-                self.welcomed = True
+                if not self.welcomed:
+                    self.welcomed = True
+                    self._rig.next_worker()
             elif type(message) is wire.Introduce:
-                self._hello()
+                self.hello()
 
     def _infer(self, message: wire.Infer, now: float) -> None:
         step, numbers = self._rig.mesh.step, [part.request for part in message.parts]
@@ -193,7 +199,8 @@ class EmulatedWorker:
 
     def _load(self, message: wire.Load, now: float) -> None:
         begin_s = max(now, self._loading_s, message.earliest_s)
-        self._pages -= WEIGHTS_PAGES
+        self._free -= WEIGHTS_PAGES
+        self._rig.mesh.loads += 1
         self._loading_s = begin_s + LOAD_S
         self._rig.mesh.later(self._loading_s, self, message.action, ActionKind.LOAD, begin_s, LOAD_S, (), now)
 
@@ -223,7 +230,7 @@ class EmulatedWorker:
         received_s: float,
     ) -> None:
         result = wire.ActionResult(
-            action=action, kind=kind, code=code, received_s=received_s, free_pages=self._pages, begin_s=begin_s,
+            action=action, kind=kind, code=code, received_s=received_s, free_pages=self._free, begin_s=begin_s,
             end_s=end_s, duration_s=duration_s, input_s=0.0, output_s=0.0,
         )  # fmt: skip
         self._link.send(result)
@@ -251,7 +258,20 @@ class Shard:
             self.addresses
         )
         self._hello()
-        self.workers = [EmulatedWorker(self, number, self.refs) for number in range(self.devices)]
+        hosts = min(self.devices, HOSTS)
+        resident: list[list[str]] = [[] for _ in range(self.devices)]
+        for number, ref in enumerate(self.refs):
+            for i in range(hosts):
+                resident[(number * hosts + i) % self.devices].append(ref)
+        pages = max(1, *map(len, resident)) * WEIGHTS_PAGES
+        self.workers = [EmulatedWorker(self, i, self.refs, resident[i], pages) for i in range(self.devices)]
+        self.next_worker()
+
+    def next_worker(self) -> None:
+        """The next worker introduces itself: a Hello names every model, and one after the other is taken in."""
+        left = next((worker for worker in self.workers if not worker.welcomed), None)
+        if left is not None:
+            left.hello()
 
     @property
     def ready(self) -> bool:
@@ -292,6 +312,7 @@ class EmulatedMesh:
             Shard(self, number, max(1, models // controllers), max(1, devices // controllers))
             for number in range(controllers)
         ]
+        self.loads = 0  # LOADs so far
         self.fault = ""  # why nothing that is measured would be true
         self._broker: Port[Any, Any] = Port(
             runtime.transport, "broker", TO_BROKER, self._registered, self._left, kind=PortKind.BROKER

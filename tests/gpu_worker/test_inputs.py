@@ -12,7 +12,7 @@ import pytest
 from gpu_worker.core.jobs import Done, Job, Phase
 from mesh import wire
 from mesh.codes import ActionCode
-from mesh.net.links import Port
+from mesh.net.ports import Port
 from mesh.net.transport import Mail
 from mesh.process.segments import SegmentReader, SegmentWriter
 from mesh.roles import PortKind

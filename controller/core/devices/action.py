@@ -1,6 +1,6 @@
 """What a device has under way, and what failed there lately. Pure."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from controller.core.queues import Request
 from controller.core.residency import Resident
@@ -11,27 +11,34 @@ OVERDUE_S_MIN = 2.0  # an action this long past its expected end is lost, though
 OVERDUE_FACTOR = 5.0  # ... this many times its expected duration past it, if that is more
 
 
-@dataclass(slots=True)
 class Action:
     """One action that was sent to a device and has not ended. Instants are in the controller's clock."""
 
-    id: int
-    kind: ActionKind
-    ref: str
-    sent_s: float
-    expected_s: float  # duration
-    expected_end_s: float = 0.0
-    overdue_s: float = 0.0  # if it has not ended by then, it is taken for lost
-    batch: int = 0
-    extents: Extents = ()  # that EXEC computes, in the version's open dimensions
-    requests: list[Request] = field(default_factory=list)  # of an INFER; a measuring run has none
-    earliest_s: float = 0.0  # its window
-    latest_s: float = 0.0
-    hangs_s: float = 0.0  # if EXEC has not ended by then, the worker takes its code for hanging; 0: no such limit
-    far_bytes: int = 0  # of its inputs, which the worker has to fetch from frontends on other hosts
-    cold_s: float = 0.0  # added to `hangs_s` for the first batch of a process
-    revoked: bool = False  # its worker was told that nobody waits for it
-    place: Resident | None = None  # of an INFER: its model's place on the device, which may be gone by its end
+    __slots__ = (
+        "batch", "cold_s", "earliest_s", "expected_end_s", "expected_s", "extents", "far_bytes", "hangs_s", "id",
+        "kind", "latest_s", "overdue_s", "place", "ref", "requests", "revoked", "sent_s",
+    )  # fmt: skip
+
+    def __init__(
+        self, number: int, kind: ActionKind, ref: str, sent_s: float, expected_s: float, requests: list[Request]
+    ) -> None:
+        self.id = number
+        self.kind = kind
+        self.ref = ref
+        self.sent_s = sent_s
+        self.expected_s = expected_s  # duration
+        self.requests = requests  # of an INFER; a measuring run has none
+        self.expected_end_s = 0.0
+        self.overdue_s = 0.0  # if it has not ended by then, it is taken for lost
+        self.batch = 0
+        self.extents: Extents = ()  # that EXEC computes, in the version's open dimensions
+        self.earliest_s = 0.0  # its window
+        self.latest_s = 0.0
+        self.hangs_s = 0.0  # if EXEC has not ended by then, the worker takes its code for hanging; 0: no such limit
+        self.cold_s = 0.0  # added to `hangs_s` for the first batch of a process
+        self.far_bytes = 0  # of its inputs, which the worker has to fetch from frontends on other hosts
+        self.revoked = False  # its worker was told that nobody waits for it
+        self.place: Resident | None = None  # of an INFER: its model's place on the device, which may be gone by its end
 
     @property
     def needless(self) -> bool:

@@ -47,7 +47,7 @@ class Served(Protocol):
         ...
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)  # mypyc takes no slots beside ABC, and has its own
 class RemoteDevice(ABC):
     """One worker's device. Its fields are for everybody to read; only its own methods and `ShardState` change them.
 
@@ -179,8 +179,11 @@ class RemoteDevice(ABC):
 
     def start_s(self, ref: str, now: float) -> float:
         """When EXEC of a batch sent now would start; the version is resident or loading here."""
-        start = max(self.exec.free_at(now), now + self.dispatch.value_s)
-        return max(start, self.residency.models[ref].ready_s)
+        start_s, there_s = self.exec.free_at(now), now + self.dispatch.value_s
+        ready_s = self.residency.models[ref].ready_s
+        if there_s > start_s:
+            start_s = there_s
+        return ready_s if ready_s > start_s else start_s
 
     def far_bytes(self, requests: Iterable[Request]) -> int:
         """Bytes of the requests' inputs that the worker would have to fetch from frontends."""

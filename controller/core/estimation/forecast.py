@@ -3,19 +3,22 @@
 Source of the constants: docs/design/policy.md, "Forecast".
 """
 
+import math
 from dataclasses import dataclass, field
 
 OVERDUE_SHARE = 0.1  # an action past its expected end is expected to take another tenth of what it took so far
 OVERDUE_S_MIN = 50e-6
 
 
-@dataclass(slots=True)
 class Pending:
     """An action that was sent and has not ended."""
 
-    not_before_s: float  # it can start no earlier: it has to be delivered first
-    expected_s: float  # duration
-    opens_s: float = 0.0  # until then its inputs are fetched, and what is sent meanwhile goes before it
+    __slots__ = ("expected_s", "not_before_s", "opens_s")
+
+    def __init__(self, not_before_s: float, expected_s: float, opens_s: float) -> None:
+        self.not_before_s = not_before_s  # it can start no earlier: it has to be delivered first
+        self.expected_s = expected_s  # duration
+        self.opens_s = opens_s  # until then its inputs are fetched, and what is sent meanwhile goes before; 0: none are
 
 
 @dataclass(slots=True)
@@ -28,11 +31,14 @@ class LaneForecast:
     free_s: float = 0.0  # end of the last action that has ended
     pending: dict[int, Pending] = field(default_factory=dict)  # {action: ...}, in order of sending
     fetched: int = 0  # of these, how many had, or have, inputs to fetch
+    _asked_s: float = math.nan  # the last `now` for which `free_at` was asked, if nothing has changed since
+    _answer_s: float = 0.0
 
     def add(self, action: int, expected_s: float, not_before_s: float, now: float, opens_s: float = 0.0) -> float:
         """An action is sent, whose inputs are fetched until `opens_s`; 0: it has none. Returns when it should end."""
         start_s = max(self._free_at(now, opens_s or now), not_before_s)
         self.pending[action] = Pending(not_before_s, expected_s, opens_s)
+        self._asked_s = math.nan
         if opens_s:
             self.fetched += 1
         return start_s + expected_s
@@ -41,6 +47,7 @@ class LaneForecast:
         """The action ended at `end_s`; one that was refused ended when its report came."""
         pending = self.pending.pop(action, None)
         if pending is not None:
+            self._asked_s = math.nan
             self.free_s = max(self.free_s, end_s)
             if pending.opens_s:
                 self.fetched -= 1
@@ -50,7 +57,9 @@ class LaneForecast:
 
         Not before `now`.
         """
-        return self._free_at(now, now)
+        if now != self._asked_s:
+            self._asked_s, self._answer_s = now, self._free_at(now, now)
+        return self._answer_s
 
     def _free_at(self, now: float, opens_s: float) -> float:
         """The same for an action whose inputs are there at `opens_s`."""

@@ -14,7 +14,6 @@ docs/benchmarks_scheduler.md, "Refusing early". Source of the constants: docs/de
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from controller.core.devices.base import RemoteDevice
@@ -77,26 +76,47 @@ class Admission:
         arrivals = self._arrivals.get(model.ref)
         if arrivals is None:
             arrivals = self._arrivals[model.ref] = Popularity(decay_s=RECENT_S)
-        rate = arrivals.rate(now)
+        asked = arrivals.value(now)
+        rate = asked / arrivals.decay_s
         alone_s = own_s = behind_s = math.inf
-        hosts = len(model.hosts) or 1
-        for looked_at, device in enumerate(_nearest(model)):
-            if looked_at >= ENOUGH and max(own_s, behind_s) <= request.deadline_s:
+        deadline_s, hosts = request.deadline_s, len(model.hosts) or 1
+        looked_at = 0
+        for known in (model.hosts, model.ready):  # its hosts first, then the others
+            for worker, device in known.items():
+                if looked_at >= ENOUGH and own_s <= deadline_s and behind_s <= deadline_s:
+                    break
+                if known is model.ready and worker in model.hosts:
+                    continue
+                looked_at += 1
+                if device.leaving:
+                    continue
+                curve = device.curves[model.ref]
+                start_s = start_of(device, model, now)
+                if request.kept_bytes and request.near != device.host:
+                    start_s = max(start_s, device.fetched_s(request.kept_bytes, now))
+                end_s = start_s + curve.alone_s(request.rows, request.extents)
+                if end_s < alone_s:
+                    alone_s = end_s
+                if model.open:
+                    mine_s, others_s = admission_ends(device, model, request, start_s, hosts)
+                    mine_s = mine_s if self.ahead else alone_s
+                else:
+                    mine_s, others_s = self._ends(device, model, request, start_s, rate, hosts, now)
+                if mine_s < own_s:
+                    own_s = mine_s
+                if others_s < behind_s:
+                    behind_s = others_s
+            if len(model.ready) == len(model.hosts):
                 break
-            if device.leaving:
-                continue
-            curve = device.curves[model.ref]
-            start_s = start_of(device, model, now)
-            if request.kept_bytes and request.near != device.host:
-                start_s = max(start_s, device.fetched_s(request.kept_bytes, now))
-            alone_s = min(alone_s, start_s + curve.alone_s(request.rows, request.extents))
-            if model.open:
-                mine_s, others_s = admission_ends(device, model, request, start_s, hosts)
-                mine_s = mine_s if self.ahead else alone_s
-            else:
-                mine_s, others_s = self._ends(device, model, request, start_s, rate, hosts, now)
-            own_s = min(own_s, mine_s)
-            behind_s = min(behind_s, others_s)
+        verdict = self._verdict(model, request, alone_s, own_s, behind_s, now)
+        if verdict.admitted:
+            arrivals.count, arrivals.at_s = asked + request.rows, now
+        return verdict
+
+    def _verdict(
+        self, model: Model, request: Request, alone_s: float, own_s: float, behind_s: float, now: float
+    ) -> Verdict:
+        """The request would end then: alone and first, behind its own model's queue, and behind all that waits."""
         predicted_s = behind_s - now
         if alone_s > request.deadline_s:
             return Verdict(False, alone_s - now, DEADLINE, self._retry_s(model, request, own_s, now))
@@ -106,7 +126,6 @@ class Admission:
         contended = behind_s > request.deadline_s  # otherwise it is in time whatever other models earn
         if contended and price is not None and not price.admits():
             return Verdict(False, predicted_s, OVERLOAD, max(request.deadline_s - now, behind_s - request.deadline_s))
-        arrivals.add(now, request.rows)
         return Verdict(True, predicted_s)
 
     def ended(self, request: Request, in_time: bool) -> None:
@@ -121,20 +140,25 @@ class Admission:
     ) -> tuple[float, float]:
         """(end of the request's batch behind its own model's queue alone, end behind all that waits) on this device."""
         curve = device.curves[model.ref]
-        top = curve.batch_max
-        full, rest = divmod(model.queue.rows, top)
-        ahead_s = full * curve.exec_s(top) / hosts
-        mine, behind = divmod(model.queue.rows // hosts, top)  # each host takes its share
-        begin_s = start_s + mine * curve.exec_s(top)
-        filled = min(top, int(behind + request.rows + rate / hosts * min(RECENT_S, max(0.0, begin_s - now))))
-        filled = max(filled, min(request.rows, curve.rows_max))
-        own_s = begin_s + curve.exec_s(max(1, filled)) * (1 + device.margin)
-        mine_s = model.cost_s / hosts if device.worker in model.hosts else 0.0
+        top, scale, base_s, queued = curve.batch_max, curve.scale, curve.base_s, model.queue.rows
+        top_s = base_s[top] * scale
+        rows = request.rows
+        least = rows if rows < curve.rows_max else curve.rows_max
+        full, rest = divmod(queued, top)
+        mine, behind = (full, rest) if hosts == 1 else divmod(queued // hosts, top)  # each host takes its share
+        begin_s = start_s + mine * top_s
+        coming_s = begin_s - now
+        coming_s = 0.0 if coming_s < 0.0 else RECENT_S if coming_s > RECENT_S else coming_s
+        filled = int(behind + rows + rate / hosts * coming_s)
+        filled = max(top if filled > top else filled, least, 1)
+        own_s = begin_s + base_s[filled] * scale * (1 + device.margin)
+        others_s = device.backlog_s - (model.cost_s / hosts if device.worker in model.hosts else 0.0)
+        last = min(top, rest + rows)
         behind_s = (
             start_s
-            + max(0.0, device.backlog_s - mine_s)
-            + ahead_s
-            + curve.exec_s(max(min(top, rest + request.rows), min(request.rows, curve.rows_max)))
+            + (others_s if others_s > 0.0 else 0.0)
+            + full * top_s / hosts
+            + base_s[last if last > least else least] * scale
         )
         return own_s, behind_s
 
@@ -145,9 +169,3 @@ class Admission:
             for device in model.ready.values()
         )
         return end_s - request.deadline_s if idle_s <= request.deadline_s - request.arrived_s else None
-
-
-def _nearest(model: Model) -> Iterator[RemoteDevice]:
-    """The devices that can serve the model: its hosts first, then the others."""
-    yield from model.hosts.values()
-    yield from (device for worker, device in model.ready.items() if worker not in model.hosts)

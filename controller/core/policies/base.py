@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from controller.core.devices.base import RemoteDevice
 from controller.core.queues import Request
@@ -34,8 +34,7 @@ class Lead:
         return lead_s + device.ahead_s
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Admission's answer to one request."""
 
     admitted: bool

@@ -184,7 +184,7 @@ class Preparation:
 
     def again_at(self) -> float:
         """When `look_again` next has work."""
-        return min(self._again.values(), default=math.inf)
+        return min(self._again.values()) if self._again else math.inf  # asked of every device at every turn
 
     def loaded(self, ref: str) -> None:
         """A LOAD of the version has ended well."""
