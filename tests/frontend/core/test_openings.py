@@ -173,3 +173,12 @@ def test_what_a_message_has_beside_its_tensors_is_not_kept_with_them() -> None:
     small = Both(made, table, infer())
     _, (data,) = small.checked()
     assert type(data) is memoryview
+
+
+def test_what_makes_a_check_raise_costs_that_request_alone() -> None:
+    made, table = openings()
+    both = Both(made, table, infer())
+    both.request.weight = "heavy"  # as no decoder lets through
+    refusal = outcome(both.checked)
+    assert (refusal.code, refusal.id, len(table)) == ("internal_error", 7, 0)
+    assert isinstance(refusal.__cause__, TypeError)
