@@ -143,7 +143,7 @@ class EmulatedWorker:
         self._refs = refs
         self._free_s = 0.0  # when EXEC is free
         self._loading_s = 0.0  # when LOAD is
-        self._resident = tuple(resident)
+        self._loaded = set(resident)
         self._pages = pages
         self._free = pages - len(resident)
         self._link: Link[Any, Any] = Link(
@@ -163,7 +163,7 @@ class EmulatedWorker:
             name=f"emulated:{self.name}", kind="emulated", pages=self._pages, page_bytes=PAGE_BYTES, any_batch=True
         )
         hello = wire.WorkerHello(
-            member=self.name, host=host_id(), device=device, free_pages=self._free, resident=self._resident,
+            member=self.name, host=host_id(), device=device, free_pages=self._free, resident=tuple(self._loaded),
             prepared=prepared,
         )  # fmt: skip
         self._link.send(hello)
@@ -175,8 +175,7 @@ class EmulatedWorker:
             elif type(message) is wire.Load:
                 self._load(message, mail.now)
             elif type(message) is wire.Unload:
-                self._free += WEIGHTS_PAGES
-                self._send_result(message.action, ActionKind.UNLOAD, OK, mail.now, mail.now, 0.0, mail.now)
+                self._unload(message, mail.now)
             elif type(message) is wire.Welcome:
                 if not self.welcomed:
                     self.welcomed = True
@@ -198,11 +197,23 @@ class EmulatedWorker:
         self._rig.mesh.later(end_s, self, message.action, ActionKind.INFER, begin_s, duration_s, numbers, now)
 
     def _load(self, message: wire.Load, now: float) -> None:
+        code = ActionCode.ALREADY_LOADED if message.ref in self._loaded else OK if self._free else ActionCode.NO_PAGES
+        if code is not OK:
+            self._send_result(message.action, ActionKind.LOAD, code, None, None, None, now)
+            return
         begin_s = max(now, self._loading_s, message.earliest_s)
+        self._loaded.add(message.ref)
         self._free -= WEIGHTS_PAGES
         self._rig.mesh.loads += 1
         self._loading_s = begin_s + LOAD_S
         self._rig.mesh.later(self._loading_s, self, message.action, ActionKind.LOAD, begin_s, LOAD_S, (), now)
+
+    def _unload(self, message: wire.Unload, now: float) -> None:
+        code = OK if message.ref in self._loaded else ActionCode.WEIGHTS_MISSING
+        if code is OK:
+            self._loaded.remove(message.ref)
+            self._free += WEIGHTS_PAGES
+        self._send_result(message.action, ActionKind.UNLOAD, code, now, now, 0.0, now)
 
     def ended(
         self,
