@@ -76,6 +76,23 @@ disable_error_code = var-annotated
 """  # an unknown library gives no type from which one could be inferred; scripts/check checks types with all of them
 
 
+TRY = """
+import importlib, sys
+root, folder = sys.argv[1:]
+sys.path.insert(0, root)
+from mesh.process import compiled
+sys.meta_path.insert(0, compiled.CompiledFinder(root, folder, folder))
+with open(f"{folder}/{compiled.MANIFEST}", encoding="utf-8") as file:
+    manifest = compiled.Manifest.read(file.read())
+for name in [*manifest.extensions, *manifest.modules]:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in compiled.PACKAGES:
+            raise
+"""  # a build on its own has no libraries: what needs them is not tried there
+
+
 class CannotCompile(Exception):
     """No set could be made: `why`, and what was found."""
 
@@ -220,6 +237,7 @@ def build(root: Path, target: Path, manifest: Manifest | None = None, kept: Path
         for name, file in manifest.extensions.items():
             _link(command, [next(rest) for _ in EXTENSIONS[name]], made / file)
         (made / MANIFEST).write_text(manifest.write())
+        _try(root, made)
         with contextlib.suppress(OSError):  # somebody else was quicker: theirs is equal
             made.rename(target)
 
@@ -264,6 +282,17 @@ def _entries(found: Iterable[str]) -> str:
             f"PyMODINIT_FUNC PyInit_{compiled.entry(name)}(void) {{ return {init}(); }}",
         ]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _try(root: Path, made: Path) -> None:
+    """Every module of the set can be imported, where the libraries are that it needs. Raises: CannotCompile."""
+    if not (root / "mesh/process/compiled.py").exists():
+        return
+    kept = {name: value for name, value in os.environ.items() if name != PURE}
+    command = [sys.executable, "-P", "-c", TRY, str(root), str(made)]
+    ended = subprocess.run(command, env=kept, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise CannotCompile(Why.FAILED, f"what was compiled cannot be imported:\n{ended.stderr[-3000:]}")
 
 
 class Objects:
