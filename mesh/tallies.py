@@ -5,7 +5,6 @@ drawn from it neither ends nor jumps. Everything else is counted together.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Generic, Protocol, Self, TypeVar
 
 LABELS_MAX = 200  # names that are told apart in the metrics of one process
@@ -22,18 +21,15 @@ class Mergeable(Protocol):
 T = TypeVar("T", bound=Mergeable)
 
 
-@dataclass  # mypyc takes no slots beside Generic, and has its own
 class NamedTallies(Generic[T]):
     """One tally for each name with a label, and one for the rest."""
 
-    make: Callable[[], T]
-    labels_max: int = LABELS_MAX
-    labels: dict[str, T] = field(default_factory=dict)  # {name: its tally}, at most labels_max; others only read
-    rest: T = field(init=False)  # of all names without a label; others only read
-    _deployed: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.rest = self.make()
+    def __init__(self, make: Callable[[], T], labels_max: int = LABELS_MAX) -> None:
+        self.make = make
+        self.labels_max = labels_max
+        self.labels: dict[str, T] = {}  # {name: its tally}, at most labels_max; others only read
+        self.rest = make()  # of all names without a label; others only read
+        self._deployed: set[str] = set()
 
     def deploy(self, names: Iterable[str]) -> None:
         """These names, and no others, are deployed. New ones get labels in their order, while there are any."""

@@ -55,12 +55,15 @@ INTERPRETED = {  # {file that stays as it is: why}
     "frontend/awake.py": "asks the kernel",
     "frontend/keeper.py": "a thread that waits for a database",
     "frontend/main.py": "begins",
+    "frontend/core/cache.py": "mypyc takes no dataclass that is Generic",
     "gearmesh/simulation/plots.py": "draws",
     "gearmesh/simulation/study.py": "scipy does the work",
     "mesh/codes.py": "clients import it",
     "mesh/errors.py": "clients import it",
     "mesh/printable.py": "mypyc takes no surrogates in literals",
+    "mesh/repeats.py": "mypyc takes no dataclass that is Generic",
     "mesh/strings.py": "clients import it",
+    "mesh/tallies.py": "mypyc takes no dataclass that is Generic",
 }
 EXTENSIONS = {"mesh.net._drain": ["mesh/net/_drain.c"]}  # {module: its sources in C}; built where they are
 FLAGS = ("-O2", "-g0", "-w")  # and those of the variable CFLAGS, which come last

@@ -9,7 +9,7 @@ in flight are tracked too, so that identical ones wait for one evaluation.
 import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import xxhash
@@ -35,17 +35,17 @@ class Entry:
     shapes: Shapes = ()  # of the outputs
 
 
-@dataclass(eq=False)  # mypyc takes no slots beside Generic, and has its own
 class Flight(Generic[W]):
     """One query that is being evaluated."""
 
-    key: int
-    ref: str
-    inputs: Sequence[Bytes]
-    leader: W
-    sizes: Sizes = ()
-    followers: dict[W, float] = field(default_factory=dict)  # {query that waits for it: its deadline}
-    _urgency: list[tuple[float, int, W]] = field(default_factory=list)  # heap of them; may hold some that have left
+    def __init__(self, key: int, ref: str, inputs: Sequence[Bytes], leader: W, sizes: Sizes = ()) -> None:
+        self.key = key
+        self.ref = ref
+        self.inputs = inputs
+        self.leader = leader
+        self.sizes = sizes
+        self.followers: dict[W, float] = {}  # {query that waits for it: its deadline}
+        self._urgency: list[tuple[float, int, W]] = []  # heap of them; may hold some that have left
 
     def follow(self, waiting: W, deadline_s: float, number: int) -> None:
         """The query waits for the outputs. `number`: ties of deadlines are broken by it."""
@@ -78,20 +78,20 @@ def digest(ref: str, inputs: Sequence[Bytes]) -> int:
     return state.intdigest()
 
 
-@dataclass
 class PredictionCache(Generic[W]):
     """All predictions that one frontend remembers. `W`: type of a waiting query. `bytes_max` 0 turns the cache off."""
 
-    bytes_max: int
-    hash_of: Callable[[str, Sequence[Bytes]], int] = digest
-    size: int = 0  # bytes in use
-    hits: int = 0
-    misses: int = 0
-    coalesced: int = 0  # queries that waited for an identical one
-    evicted: int = 0
-    collisions: int = 0  # lookups with equal hash and different input
-    _ring: OrderedDict[int, Entry] = field(default_factory=OrderedDict)  # the hand is at the first entry
-    _flights: dict[int, Flight[W]] = field(default_factory=dict)
+    def __init__(self, bytes_max: int, hash_of: Callable[[str, Sequence[Bytes]], int] = digest) -> None:
+        self.bytes_max = bytes_max
+        self.hash_of = hash_of
+        self.size = 0  # bytes in use
+        self.hits = 0
+        self.misses = 0
+        self.coalesced = 0  # queries that waited for an identical one
+        self.evicted = 0
+        self.collisions = 0  # lookups with equal hash and different input
+        self._ring: OrderedDict[int, Entry] = OrderedDict()  # the hand is at the first entry
+        self._flights: dict[int, Flight[W]] = {}
 
     def __len__(self) -> int:
         return len(self._ring)
