@@ -55,12 +55,15 @@ INTERPRETED = {  # {file that stays as it is: why}
     "frontend/awake.py": "asks the kernel",
     "frontend/keeper.py": "a thread that waits for a database",
     "frontend/main.py": "begins",
+    "frontend/core/cache.py": "mypyc takes no dataclass that is Generic",
     "gearmesh/simulation/plots.py": "draws",
     "gearmesh/simulation/study.py": "scipy does the work",
     "mesh/codes.py": "clients import it",
     "mesh/errors.py": "clients import it",
     "mesh/printable.py": "mypyc takes no surrogates in literals",
+    "mesh/repeats.py": "mypyc takes no dataclass that is Generic",
     "mesh/strings.py": "clients import it",
+    "mesh/tallies.py": "mypyc takes no dataclass that is Generic",
 }
 EXTENSIONS = {"mesh.net._drain": ["mesh/net/_drain.c"]}  # {module: its sources in C}; built where they are
 FLAGS = ("-O2", "-g0", "-w")  # and those of the variable CFLAGS, which come last
@@ -74,6 +77,23 @@ ignore_missing_imports = True
 follow_imports = silent
 disable_error_code = var-annotated
 """  # an unknown library gives no type from which one could be inferred; scripts/check checks types with all of them
+
+
+TRY = """
+import importlib, sys
+root, folder = sys.argv[1:]
+sys.path.insert(0, root)
+from mesh.process import compiled
+sys.meta_path.insert(0, compiled.CompiledFinder(root, folder, folder))
+with open(f"{folder}/{compiled.MANIFEST}", encoding="utf-8") as file:
+    manifest = compiled.Manifest.read(file.read())
+for name in [*manifest.extensions, *manifest.modules]:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in compiled.PACKAGES:
+            raise
+"""  # a build on its own has no libraries: what needs them is not tried there
 
 
 class CannotCompile(Exception):
@@ -220,6 +240,7 @@ def build(root: Path, target: Path, manifest: Manifest | None = None, kept: Path
         for name, file in manifest.extensions.items():
             _link(command, [next(rest) for _ in EXTENSIONS[name]], made / file)
         (made / MANIFEST).write_text(manifest.write())
+        _try(root, made)
         with contextlib.suppress(OSError):  # somebody else was quicker: theirs is equal
             made.rename(target)
 
@@ -264,6 +285,17 @@ def _entries(found: Iterable[str]) -> str:
             f"PyMODINIT_FUNC PyInit_{compiled.entry(name)}(void) {{ return {init}(); }}",
         ]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _try(root: Path, made: Path) -> None:
+    """Every module of the set can be imported, where the libraries are that it needs. Raises: CannotCompile."""
+    if not (root / "mesh/process/compiled.py").exists():
+        return
+    kept = {name: value for name, value in os.environ.items() if name != PURE}
+    command = [sys.executable, "-P", "-c", TRY, str(root), str(made)]
+    ended = subprocess.run(command, env=kept, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise CannotCompile(Why.FAILED, f"what was compiled cannot be imported:\n{ended.stderr[-3000:]}")
 
 
 class Objects:

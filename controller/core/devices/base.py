@@ -8,7 +8,7 @@ Nobody else asks which make a device is.
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -47,8 +47,8 @@ class Served(Protocol):
         ...
 
 
-@dataclass(eq=False)  # mypyc takes no slots beside ABC, and has its own
-class RemoteDevice(ABC):
+@dataclass(slots=True, eq=False)
+class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy knows it as abstract all the same
     """One worker's device. Its fields are for everybody to read; only its own methods and `ShardState` change them.
 
     Instants are in the controller's clock.
