@@ -56,6 +56,7 @@ INTERPRETED = {  # {file that stays as it is: why}
     "frontend/keeper.py": "a thread that waits for a database",
     "frontend/main.py": "begins",
     "frontend/core/cache.py": "mypyc takes no dataclass that is Generic",
+    "gearmesh/simulation/parts.py": "goes to other processes; a frozen dataclass that mypyc makes cannot be unpickled",
     "gearmesh/simulation/plots.py": "draws",
     "gearmesh/simulation/study.py": "scipy does the work",
     "mesh/codes.py": "clients import it",

@@ -1,6 +1,7 @@
 """What a scenario file may contain, and the messages about faults."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,12 @@ def test_what_is_no_toml_is_told_with_the_place(tmp_path: Path) -> None:
     file.write_text("[load\n")
     with pytest.raises(ScenarioError, match=r"broken\.toml.*\n.*TOML"):
         read_scenario(file)
+
+
+@pytest.mark.parametrize("file", sorted(SCENARIOS.glob("*.toml")), ids=lambda file: file.stem)
+def test_scenarios_go_to_other_processes_as_they_are(file: Path) -> None:
+    there = read_scenario(file)
+    assert pickle.loads(pickle.dumps(there)) == there
 
 
 @pytest.mark.parametrize("file", sorted(SCENARIOS.glob("*.toml")), ids=lambda file: file.stem)
