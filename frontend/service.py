@@ -313,7 +313,7 @@ class FrontendService:
             raise protocol.duplicate(request.id)
         asker = self._suspects.number(client, request)
         if request.app is not None:
-            self._openings.check_room(request, asker)
+            self._openings.check_question(request, frames, size, asker)
             self._applications.handle(ClientAsked(client, request, frames, received_s, asker))
             return
         try:
