@@ -68,10 +68,9 @@ class Outbox:
         self._bytes += len(header)
         for frame in frames:
             self._bytes += len(frame)
+        self._hub.schedule_send()  # also if they leave now: then the socket is looked at again
         if len(self._together) >= TOGETHER_MAX or self._bytes >= TOGETHER_BYTES_MAX:
             self.flush()
-        else:
-            self._hub.schedule_send()
 
     def flush(self) -> None:
         """All answers of this turn leave, or wait for room."""

@@ -86,6 +86,21 @@ async def test_a_req_socket_is_answered_with_the_empty_frame_that_it_expects() -
 
 
 @on_loop
+async def test_after_an_answer_that_leaves_at_once_the_socket_is_looked_at_again() -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        sock = client(made, listening)
+        sock.send(b"header")
+        await listening.messages(1)
+        turns = len(listening.turns.items)
+        listening.hub.schedule_turn()
+        await listening.turns.count(turns + 1)
+        listening.port.answer(listening.said.items[0][0], bytes(outbox.TOGETHER_BYTES_MAX))
+        assert sock.recv() == bytes(outbox.TOGETHER_BYTES_MAX)  # it did not wait for the end of a turn
+        await listening.turns.count(turns + 2)
+
+
+@on_loop
 async def test_an_empty_message_is_handed_on_as_one() -> None:
     async with processes() as made:
         listening = Listening(made)
