@@ -22,7 +22,7 @@ TOGETHER_BYTES_MAX = 1 << 20  # likewise, of these
 log = structlog.get_logger("clients")
 
 
-class Answer:
+class AnswerTogether:
     """One answer that leaves at the end of the turn."""
 
     __slots__ = ("client", "frames", "header")
@@ -44,7 +44,7 @@ class Outbox:
         self._reception = reception
         self._sock: zmq.Socket[bytes] | None = None
         self._channel: Channel | None = None  # of the same; None: the port is closed
-        self._together: list[Answer] = []  # of this turn, in the order of their making
+        self._together: list[AnswerTogether] = []  # of this turn, in the order of their making
         self._bytes = 0  # of these
         self._backlog: Backlog[ClientId] = Backlog(CLIENT_BYTES_MAX, BYTES_MAX)
         self._flushing: asyncio.TimerHandle | None = None  # set while answers wait for room
@@ -64,7 +64,7 @@ class Outbox:
         """The answer leaves at the end of this turn, or once the client has read the earlier ones."""
         if self._channel is None:
             return
-        self._together.append(Answer(client, header, frames))
+        self._together.append(AnswerTogether(client, header, frames))
         self._bytes += len(header)
         for frame in frames:
             self._bytes += len(frame)

@@ -234,7 +234,7 @@ class ModelQueue:
         if not self.weighted:
             return float(count)
         start = self.head + skip
-        return sum(request.weight for request in self.requests[start : start + count])
+        return sum((request.weight for request in self.requests[start : start + count]), 0.0)
 
     def _count(self, request: Request, sign: int) -> None:
         request.waiting = sign > 0
@@ -274,7 +274,7 @@ class ModelQueue:
         """Sum of the shares of who waits: of lower ranks, and of this one those whose deadline is not later."""
         own = self.ranks.get(rank)
         own_s = own.until(deadline_s) if own is not None else 0.0
-        return own_s + sum(other.share_s for known, other in self.ranks.items() if known < rank)
+        return own_s + sum((other.share_s for known, other in self.ranks.items() if known < rank), 0.0)
 
     def first_start_s(self) -> float:
         """The earliest `latest_s` of waiting requests with extents; infinity if there are none."""
@@ -314,9 +314,9 @@ class ModelQueue:
         assert all(request.waiting for request in waiting)
 
     def _check_costs(self, waiting: list[Request]) -> None:
-        total_s = sum(request.share_s for request in waiting)
+        total_s = sum((request.share_s for request in waiting), 0.0)
         assert abs(self.share_s - total_s) <= 1e-9 + 1e-6 * total_s
-        assert abs(sum(rank.share_s for rank in self.ranks.values()) - total_s) <= 1e-9 + 1e-6 * total_s
+        assert abs(sum((rank.share_s for rank in self.ranks.values()), 0.0) - total_s) <= 1e-9 + 1e-6 * total_s
         for number, rank in self.ranks.items():
             known = sorted((request.deadline_s, request.share_s) for request in waiting if request.rank == number)
             assert known == sorted(zip(rank.deadlines, rank.shares, strict=True))

@@ -343,7 +343,7 @@ class ShardState:
             self._check_backlog(device, self.models.values())
 
     def _check_backlog(self, device: RemoteDevice, models: Iterable[Model]) -> None:
-        total = sum(model.cost_s / len(model.hosts) for model in models if device.worker in model.hosts)
+        total = sum((model.cost_s / len(model.hosts) for model in models if device.worker in model.hosts), 0.0)
         assert abs(total - device.backlog_s) < 1e-6 + 0.01 * total, (device.worker, total, device.backlog_s)
 
 

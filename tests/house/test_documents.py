@@ -23,7 +23,7 @@ USERS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in
     ("guide", "models", "containers", "applications", "protocol", "http", "operations"))]  # fmt: skip
 COLUMNS = 100  # every line is shorter
 CELL = 30  # a row of a table may be longer if none of its cells is: figures of many columns
-WRITTEN_LATER = {"docs/results/"}  # folders that a script makes
+WRITTEN_LATER = {"docs/results/", "mesh/compiled/"}  # folders that a script, or the build of a wheel, makes
 FOREIGN = {"ZMQ_IMMEDIATE"}  # constants of libraries
 CODE = [
     path
