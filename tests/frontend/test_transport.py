@@ -315,6 +315,24 @@ async def test_a_client_that_is_slow_to_read_gets_every_answer_in_order() -> Non
 
 
 @on_loop
+async def test_what_waits_keeps_no_message_of_which_it_was_a_small_part() -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        sock = client(made, listening)
+        sock.send(b"header")
+        ((who, _, _),) = await listening.said.count(1)
+        while not listening.port.outbox.waiting:
+            listening.answer(who, bytes(20_000))
+        message = bytearray(b"small, of a large message")
+        listening.answer(who, b"last", [memoryview(message)[:5]])
+        message.clear()  # nobody has a view of it
+        parts = [b""]
+        while parts[0] != b"last":
+            parts = await asyncio.to_thread(sock.recv_multipart)
+        assert parts == [b"last", b"small"]
+
+
+@on_loop
 async def test_what_waits_for_a_client_that_leaves_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ANSWERS_QUEUED_MAX", 2)
     async with processes() as made:
