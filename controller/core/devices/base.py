@@ -71,7 +71,8 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
     pace: Pace = field(default_factory=Pace)
     dispatch: Margin = field(default_factory=lambda: Margin(DISPATCH_S))
     host: str = ""  # where it is; empty: unknown
-    fetch: FetchEstimate = field(default_factory=FetchEstimate)  # of inputs that frontends on other hosts keep
+    reads_slots: bool = True  # of frontends on its host; False: the last it got from there it had to fetch
+    fetch: FetchEstimate = field(default_factory=FetchEstimate)  # of inputs that it cannot read where they lie
     ahead_s: float = 0.0  # its next batch goes out so much earlier: as of the last one, its inputs have to be fetched
     fetching_until_s: float = 0.0  # when the inputs of the last such batch are expected to be there
     offset_s: float = 0.0  # the worker's clock minus ours
@@ -187,11 +188,12 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
 
     def far_bytes(self, requests: Iterable[Request]) -> int:
         """Bytes of the requests' inputs that the worker would have to fetch from frontends."""
-        host = self.host
-        return sum(request.kept_bytes for request in requests if request.kept_bytes and request.near != host)
+        host = self.host if self.reads_slots else ""
+        return sum(r.kept_bytes for r in requests if r.kept_bytes and (not host or r.near != host))
 
     def fetched_s(self, size: int, now: float) -> float:
         """When the worker will have fetched so many bytes for an INFER, behind what it fetches already."""
+        self.fetch.wake(now)
         return max(now, self.fetching_until_s) + self.dispatch.value_s + self.fetch.expected_s(size)
 
     # -- the worker ---------------------------------------------------------------------------------------------------
@@ -345,14 +347,22 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
                 self.dispatch.learn(max(0.0, result.begin_s - self.offset_s - action.sent_s))
 
     def learn_fetch(self, action: Action, result: wire.ActionResult) -> None:
-        """An INFER has ended whose inputs were fetched: the estimate of that follows."""
+        """An INFER has ended whose inputs were fetched: the estimate of that follows.
+
+        Who fetches what a frontend on its host has put into shared memory cannot read it, as another user, or in
+        another container.
+        """
+        if result.fetched_bytes > action.far_bytes:
+            self.reads_slots = False
+        elif not result.fetched_bytes and result.code == ActionCode.OK and not result.missing:
+            self.reads_slots = True
         if result.fetch_s is not None:
             self.fetch.learn(result.fetched_bytes, result.fetch_s)
 
     def missed_fetch(self, action: Action, now: float) -> None:
         """Inputs of the INFER did not come in time; somebody still waits for its requests, so they should have."""
         if action.far_bytes:
-            self.fetch.missed(action.far_bytes, now - action.sent_s)
+            self.fetch.missed(action.far_bytes, now - action.sent_s, now)
 
     def did_not_fit(self, action: Action) -> None:
         """A client's batch did not fit in the device's memory: the next ones are smaller, if that can be known."""
