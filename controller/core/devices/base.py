@@ -89,6 +89,8 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
     leaving: bool = False  # it said goodbye and gets nothing new
     fewer_pages_s: float = math.inf  # since when its worker has said that it has fewer free pages than we count
     room_for_more: bool = True  # another model may fit; False: a search found none, and nothing has changed since
+    quiet_until_s: float = -math.inf  # the scheduler need not look at it before, unless it is touched; -inf: it must
+    quiet_wake_s: float = math.inf  # while it is quiet: when time alone gives the scheduler something to do there
 
     # -- what the makes differ in -------------------------------------------------------------------------------------
 
@@ -196,6 +198,26 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
         self.fetch.wake(now)
         return max(now, self.fetching_until_s) + self.dispatch.value_s + self.fetch.expected_s(size)
 
+    # -- whether the scheduler has to look at it ----------------------------------------------------------------------
+
+    def touch(self) -> None:
+        """Something has changed for which the scheduler has to look at the device."""
+        self.quiet_until_s = -math.inf
+
+    def rest(self, again_s: float) -> None:
+        """The scheduler has done all that there is to do now. `again_s`: when versions are to be prepared again."""
+        if self.waiting or self.apart or (self.room_for_more and not self.leaving):
+            self.quiet_until_s = -math.inf
+            return
+        wake_s = self.overdue_s if self.actions else math.inf
+        until_s = self.overdue_s
+        if not self.leaving:
+            wake_s = min(wake_s, again_s)
+            until_s = min(until_s, again_s)
+            if len(self.residency.models) < len(self.curves):
+                until_s = min(until_s, self.load_look_s)
+        self.quiet_until_s, self.quiet_wake_s = until_s, wake_s
+
     # -- the worker ---------------------------------------------------------------------------------------------------
 
     def heard(self, offset_s: float, heard_s: float) -> None:
@@ -206,6 +228,7 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
     def leave(self) -> None:
         """The worker has said goodbye: it finishes what it has and gets nothing new."""
         self.leaving = True
+        self.touch()
 
     # -- versions -----------------------------------------------------------------------------------------------------
 
@@ -218,6 +241,7 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
         self.curves.pop(ref, None)
         self.loads.pop(ref, None)
         self.worked.pop(ref, None)
+        self.touch()
 
     def forget(self, ref: str) -> None:
         """The worker has forgotten the version: it is neither prepared nor resident."""
@@ -229,6 +253,7 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
         """The version is not in the device's memory."""
         self.residency.gone(ref)
         self.room_for_more = True
+        self.touch()
 
     # -- actions ------------------------------------------------------------------------------------------------------
 
@@ -277,6 +302,7 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
         action.earliest_s = earliest_s
         self.actions[action.id] = action
         self.overdue_s = min(self.overdue_s, action.overdue_s)
+        self.touch()
 
     def found_overdue(self) -> None:
         """All that was overdue has been taken for lost."""
@@ -290,6 +316,7 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
         if action is None or action.kind != result.kind:
             return None  # of an earlier life of this controller, or taken for lost
         del self.actions[action.id]
+        self.touch()
         return action
 
     def misses_pages(self, result: wire.ActionResult, now: float) -> bool:
@@ -374,6 +401,7 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
         """A LOAD has ended, well or not."""
         self.load.ended(action.id, end_s)
         self.room_for_more = True
+        self.touch()
 
     def loaded(self, action: Action, end_s: float, duration_s: float | None) -> None:
         """A LOAD has ended well: the weights are there, and the estimate of LOADs follows."""
@@ -405,6 +433,22 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
     def no_load_found(self) -> None:
         """A search found no LOAD. While one is under way the answer may change, and the next search is not skipped."""
         self.room_for_more = self.room_for_more and len(self.load) > 0
+
+    def check_rest(self, complete: bool, again_s: float) -> None:
+        """If the device is quiet, there is nothing to do. `complete`: no PREPARE or measuring run is to be sent."""
+        if self.quiet_until_s == -math.inf:
+            return
+        assert not self.waiting, self.worker
+        assert not self.apart, self.worker
+        assert complete, self.worker
+        assert self.quiet_until_s <= self.overdue_s
+        assert self.quiet_wake_s == min(
+            self.overdue_s if self.actions else math.inf, math.inf if self.leaving else again_s
+        )
+        if not self.leaving:
+            assert not self.room_for_more, self.worker
+            assert self.quiet_until_s <= again_s
+            assert len(self.residency.models) >= len(self.curves) or self.quiet_until_s <= self.load_look_s
 
     def check(self) -> None:
         """Every invariant holds."""
