@@ -209,7 +209,7 @@ class Placement:
         models, devices = self.state.models, self.state.devices
         wanted = [models[ref] for ref in self.state.unplaced]
         if len(devices) > 1 and self._lacking:
-            backlog_s = sum((other.backlog_s for other in devices.values()), 0.0)
+            backlog_s = sum([other.backlog_s for other in devices.values()], 0.0)
             if device.backlog_s * len(devices) <= REPLICATE_BELOW * backlog_s:
                 wanted += [model for ref, model in self.state.active.items() if ref in self._lacking and model.hosts]
         return wanted
