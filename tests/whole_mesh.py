@@ -108,10 +108,15 @@ class PaperFrontend:
     # -- between the cores --------------------------------------------------------------------------------------------
 
     def _enter(self, call: Call, data: Input, cached: bool) -> None:
-        entered = self.evaluations.enter(call, [data], cached)
-        if entered.outputs is not None:
-            self._served(call, cached=True)
-        for part in entered.parts:
+        parts: Sequence[CallPart]
+        if cached:
+            entered = self.evaluations.enter(call, [data])
+            if entered.outputs is not None:
+                self._served(call, cached=True)
+            parts = entered.parts
+        else:
+            parts = self.table.open(call, [data])
+        for part in parts:
             self._submit(part)
         self.happened()
 

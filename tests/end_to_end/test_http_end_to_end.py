@@ -564,6 +564,7 @@ def test_a_port_in_use_names_the_setting(tmp_path: Path) -> None:
 def test_port_0_means_no_http_and_the_process_waits_to_be_ended(tmp_path: Path) -> None:
     process = gateway(tmp_path, http_port=0)
     assert process.stdout is not None
+    assert '"event":"code"' in process.stdout.readline()  # the form in which it runs
     assert "http_port" in process.stdout.readline()
     process.terminate()
     code, _ = ended(process)
