@@ -220,7 +220,8 @@ class Succession:
                 shard = shard_of(self._make_table(), life.name)
                 if shard is not None and ref in shard.terms:
                     self._request += 1
-                    submit = wire.Submit(request=self._request, attempt=0, ref=ref, rows=1, budget_s=5.0)
+                    inputs = (memoryview(bytes(4)),)
+                    submit = wire.Submit(request=self._request, attempt=0, ref=ref, rows=1, budget_s=5.0, inline=inputs)
                     self._order(life, life.scheduler.submit(submit, "f", age_s=0.0, now=self.now))
         self._turn()
         self.settle()
