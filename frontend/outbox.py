@@ -9,7 +9,7 @@ import zmq
 from frontend.backlog import Backlog, QueuedAnswer
 from frontend.core.connections import ClientId
 from frontend.reception import Reception
-from mesh.net.frames import NO_ROOM, Channel
+from mesh.net.frames import FRAME_BYTES_ZERO_COPY, NO_ROOM, Channel
 from mesh.net.sockets import Hub
 from mesh.wire import Buffer
 
@@ -68,10 +68,9 @@ class Outbox:
         self._bytes += len(header)
         for frame in frames:
             self._bytes += len(frame)
+        self._hub.schedule_send()  # also if they leave now: then the socket is looked at again
         if len(self._together) >= TOGETHER_MAX or self._bytes >= TOGETHER_BYTES_MAX:
             self.flush()
-        else:
-            self._hub.schedule_send()
 
     def flush(self) -> None:
         """All answers of this turn leave, or wait for room."""
@@ -86,7 +85,7 @@ class Outbox:
             if (self._backlog.count and client in self._backlog) or not self._send(
                 client, answer.header, answer.frames
             ):
-                self._keep(client, QueuedAnswer(answer.header, answer.frames))
+                self._keep(client, answer.header, answer.frames)
         self._hub.sent(sock)
 
     def close(self) -> None:
@@ -122,7 +121,11 @@ class Outbox:
             self._drop(zmq.strerror(code))
         return True
 
-    def _keep(self, client: ClientId, answer: QueuedAnswer) -> None:
+    def _keep(self, client: ClientId, header: bytes, frames: Sequence[Buffer]) -> None:
+        # small frames are copied: a view of one would keep the whole message that it came in, which nobody counts
+        answer = QueuedAnswer(
+            header, [bytes(frame) if len(frame) < FRAME_BYTES_ZERO_COPY else frame for frame in frames]
+        )
         if not self._backlog.put(client, answer):
             self._drop("the client does not read")
         if self._flushing is None:

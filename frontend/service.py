@@ -41,6 +41,7 @@ from frontend.suspects import Suspects
 from frontend.transport import ClientId, ClientPort
 from mesh import wire
 from mesh.codes import AnswerStatus, ErrorCode, RequestOutcome
+from mesh.doing import note
 from mesh.net.registrar import Registrar
 from mesh.process import logs
 from mesh.process.compiled import form
@@ -148,6 +149,7 @@ class FrontendService:
             refusal = RequestRefused(ErrorCode.STOPPING, text, None, early.request.id, AnswerStatus.FAILED)
             self._refuse(early, refusal)
         self._calls.stop()
+        self._clients.flush()  # whoever stops us may not wait for a turn
         if self._registrar is not None:
             self._registrar.stop()
         if self._alarm is not None:
@@ -222,6 +224,9 @@ class FrontendService:
                     self._obey(client, request, frames, len(header), now)
         except RequestRefused as invalid:
             self._replies.refuse(client, invalid, request)
+        except Exception as error:
+            note(error, [request], str(client))
+            raise
 
     def _junk_came(self, client: ClientId, invalid: RequestRefused) -> None:
         """The client is told what is wrong with its message; if it has sent too many of them, also that this ends."""
@@ -313,7 +318,7 @@ class FrontendService:
             raise protocol.duplicate(request.id)
         asker = self._suspects.number(client, request)
         if request.app is not None:
-            self._openings.check_room(request, asker)
+            self._openings.check_question(request, frames, size, asker)
             self._applications.handle(ClientAsked(client, request, frames, received_s, asker))
             return
         try:

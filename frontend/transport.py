@@ -112,6 +112,7 @@ class ClientPort:
     def expel(self, client: ClientId) -> None:
         """The client is heard no more, and its connection closed a moment later: what was answered may still leave."""
         if self.reception.expel(client):
+            self.outbox.flush()  # the moment begins now, however long this turn lasts
             self.unheard += self._inbox.drop(client)
 
     @property

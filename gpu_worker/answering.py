@@ -108,7 +108,7 @@ class OutputLinks:
             link = self._link(frontend)
             if link is None:
                 self._tell_dropped(frontend, "it is gone", len(message.answers))
-            elif frames and self._writer is not None and frontend in self._beside and link.reads_slots:
+            elif frames and self._writer is not None and frontend in self._beside and link.takes_slots(frames):
                 link.send(*_in_slots(message, frames, size, self._writer))
             else:
                 link.send(message, frames, size)
@@ -213,10 +213,14 @@ class FrontendLink:
         if self._link is not None:
             self._link.send(message)
 
-    @property
-    def reads_slots(self) -> bool:
-        """Whether large outputs may lie in shared memory: on a link within this process they pass by as they are."""
-        return self._reads and self._link is not None and not self._link.in_memory
+    def takes_slots(self, outputs: Sequence[Buffer]) -> bool:
+        """Whether these may lie in shared memory: on a link within this process they pass by as they are.
+
+        Where so much is kept that something would be given up they leave as frames, as what lies in slots has to stay
+        until it was read.
+        """
+        link = self._link
+        return self._reads and link is not None and not link.in_memory and self._sent.has_room(sum(map(len, outputs)))
 
     @property
     def unconfirmed(self) -> int:

@@ -1,7 +1,7 @@
 """How many requests a second one core makes decisions for: real controllers among emulated workers, over ZeroMQ.
 
     .venv/bin/python scripts/bench_controller.py [--devices 1 10 50 110] [--models 1 100 4000] [--controllers 1 2 4]
-        [--rounds 3] [--seconds 1] [--rate-max 60000] [--json FILE] [--plot FILE] [--quick]
+        [--rounds 3] [--seconds 0.5] [--rate-max 60000] [--json FILE] [--plot FILE] [--quick]
 
 Each cell is one controller with so many devices and models. Each model is on four devices when it begins, whose memory
 is full. Requests arrive as a Poisson process, each for a model drawn evenly, with a budget of 100 ms; the rate is
@@ -37,7 +37,7 @@ from scripts.rigs.controller_plots import draw
 from scripts.rigs.controller_rig import EmulatedMesh, Step, controllers, driver
 from scripts.rigs.processes import console
 
-RATE_FIRST, RATE_STEP = 2000.0, 1.5
+RATE_FIRST, RATE_STEP = 4000.0, 1.5
 GOOD = 0.99  # share of requests in time
 BEHIND_S = 0.02  # if the schedule was late by more, this process was the limit
 AIM_PER_CORE = 20_000
@@ -226,7 +226,7 @@ def main() -> int:
     parser.add_argument("--models", type=int, nargs="+", default=[1, 100, 4000])
     parser.add_argument("--controllers", type=int, nargs="+", default=[1, 2, 4], help="that share the largest cell")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each step")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each step")
     parser.add_argument("--rate-first", type=float, default=RATE_FIRST, help="requests/s that the search begins with")
     parser.add_argument("--rate-max", type=float, default=60_000.0, help="requests/s that no step exceeds")
     parser.add_argument("--json", type=Path, help="write the result here, too")

@@ -70,6 +70,7 @@ EXTENSIONS = {"mesh.net._drain": ["mesh/net/_drain.c"]}  # {module: its sources 
 FLAGS = ("-O2", "-g0", "-w")  # and those of the variable CFLAGS, which come last
 SETS_MAX = 12  # that are kept in one store; the oldest go
 OBJECTS_MAX = 1000  # likewise
+BUILD_S_MAX = 3600.0  # what was used in this time may be in use
 MYPY = """
 [mypy]
 python_version = {}.{}
@@ -227,8 +228,7 @@ def build(root: Path, target: Path, manifest: Manifest | None = None, kept: Path
         translated, made = Path(scratch, "c"), Path(scratch, "set")
         made.mkdir()
         files = _translate(root, translated, manifest.modules)
-        if edited := compiled.changed(manifest, str(root)):
-            raise CannotCompile(Why.FAILED, f"files were edited meanwhile: {', '.join(edited)}")
+        _check_unedited(root, manifest)
         entries = translated / "entries.c"
         entries.write_text(_entries(manifest.modules))
         objects_of = Objects(command, _include_paths(translated), kept or translated)
@@ -241,9 +241,15 @@ def build(root: Path, target: Path, manifest: Manifest | None = None, kept: Path
         for name, file in manifest.extensions.items():
             _link(command, [next(rest) for _ in EXTENSIONS[name]], made / file)
         (made / MANIFEST).write_text(manifest.write())
+        _check_unedited(root, manifest)  # a set that is stale cannot be tried; the objects are kept
         _try(root, made)
         with contextlib.suppress(OSError):  # somebody else was quicker: theirs is equal
             made.rename(target)
+
+
+def _check_unedited(root: Path, manifest: Manifest) -> None:
+    if edited := compiled.changed(manifest, str(root)):
+        raise CannotCompile(Why.FAILED, f"files were edited meanwhile, begin again: {', '.join(edited)}")
 
 
 def _translate(root: Path, target: Path, found: dict[str, str]) -> list[Path]:
@@ -318,8 +324,8 @@ class Objects:
         told = self._digest.copy()
         told.update(source.name.encode() + source.read_bytes())
         made = self._kept / f"{told.hexdigest()[:32]}.o"
-        if made.exists():
-            made.touch()
+        with contextlib.suppress(FileNotFoundError):  # not `touch`: it would make what somebody has just removed
+            os.utime(made)
             return made
         scratch = made.with_suffix(f".{os.getpid()}.o")
         _run([*self._command, *self._include, "-c", str(source), "-o", str(scratch)])
@@ -400,13 +406,25 @@ def _note(root: Path, store: Path, told: str) -> None:
 def _tidy(store: Path) -> None:
     """The oldest sets that no checkout uses are gone, and the oldest objects."""
     used = {file.read_text().strip() for file in store.glob("of-*")}
-    sets = sorted((found.parent for found in store.glob(f"*/{MANIFEST}")), key=lambda folder: folder.stat().st_mtime)
+    sets = sorted((found.parent for found in store.glob(f"*/{MANIFEST}")), key=_used_at)
     for folder in [found for found in sets if found.name not in used][: max(0, len(sets) - SETS_MAX)]:
         shutil.rmtree(folder, ignore_errors=True)
         (store / f".{folder.name}.lock").unlink(missing_ok=True)
-    kept = sorted(store.glob("objects/*.o"), key=lambda file: file.stat().st_mtime)
-    for file in kept[:-OBJECTS_MAX]:
-        file.unlink(missing_ok=True)
+    ages = sorted(((_used_at(file), file) for file in store.glob("objects/*.o")), reverse=True)
+    for used_at, file in ages[OBJECTS_MAX:]:
+        if used_at < time.time() - BUILD_S_MAX:  # no build that has asked for it is still to link it
+            file.unlink(missing_ok=True)
+    for folder in store.glob(".building-*"):  # of a build that was ended
+        if _used_at(folder) < time.time() - BUILD_S_MAX:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _used_at(file: Path) -> float:
+    """Seconds since 1970; 0 if somebody else has just removed it."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def main() -> None:

@@ -84,7 +84,7 @@ def softmax(scores: Array) -> Array:
 
 def _shares(answers: Answers, weights: Mapping[str, float]) -> dict[str, float]:
     """{model that answered: weight}, summing to 1."""
-    total = sum(weights.get(model, 0.0) for model in answers.came)
+    total = sum([weights.get(model, 0.0) for model in answers.came], 0.0)
     if total <= 0:
         return dict.fromkeys(answers.came, 1 / len(answers.came))
     return {model: weights.get(model, 0.0) / total for model in answers.came}

@@ -43,6 +43,7 @@ class Actions:
         action = self._make(INFER, ref, expected_s, now, requests)
         action.batch, action.extents = batch, extents
         device.infer_sent(action, start_s, latest_s, now)
+        self.state.shifted[device.worker] = device
         message = wire.Infer(
             action=action.id,
             ref=ref,

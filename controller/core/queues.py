@@ -125,7 +125,7 @@ class Rank:
     def until(self, deadline_s: float) -> float:
         """Sum of the shares of those whose deadline is not later."""
         count = bisect_right(self.deadlines, deadline_s)
-        return self.share_s if count == len(self.shares) else sum(self.shares[:count])
+        return self.share_s if count == len(self.shares) else sum(self.shares[:count], 0.0)
 
 
 @dataclass(slots=True)
@@ -234,7 +234,7 @@ class ModelQueue:
         if not self.weighted:
             return float(count)
         start = self.head + skip
-        return sum((request.weight for request in self.requests[start : start + count]), 0.0)
+        return sum([request.weight for request in self.requests[start : start + count]], 0.0)
 
     def _count(self, request: Request, sign: int) -> None:
         request.waiting = sign > 0
@@ -274,7 +274,7 @@ class ModelQueue:
         """Sum of the shares of who waits: of lower ranks, and of this one those whose deadline is not later."""
         own = self.ranks.get(rank)
         own_s = own.until(deadline_s) if own is not None else 0.0
-        return own_s + sum((other.share_s for known, other in self.ranks.items() if known < rank), 0.0)
+        return own_s + sum([other.share_s for known, other in self.ranks.items() if known < rank], 0.0)
 
     def first_start_s(self) -> float:
         """The earliest `latest_s` of waiting requests with extents; infinity if there are none."""

@@ -96,7 +96,7 @@ class Results:
         device.infer_ended(action, end_s)
         if (
             action.requests
-            and (result.missing or action.far_bytes)
+            and (result.missing or result.fetched_bytes or action.far_bytes)
             and not self._fetched(device, action, result, orders, now)
         ):
             return
@@ -108,7 +108,7 @@ class Results:
         if not action.requests:
             orders.extend(self.readiness.measured(device, action, result, now))
         elif result.code == OK and result.duration_s is not None:
-            if not result.missing:  # otherwise it had fewer rows than were planned
+            if _was_whole(action, result):
                 device.learn(action, result, result.duration_s, now)
             model = self.state.models.get(action.ref)
             if model is not None:
@@ -179,3 +179,11 @@ class Results:
                 orders.extend(self.actions.unload_unknown(device))
             orders.extend(self.readiness.load_failed(device, ref, result, now))
             self.requests.unserved(ref, orders, now)
+
+
+def _was_whole(action: Action, result: wire.ActionResult) -> bool:
+    """Whether no request was left out of the batch: one whose inputs did not come, or that had ended before they did.
+
+    Otherwise it had fewer rows than were planned.
+    """
+    return not (result.missing or any(request.closed and request.kept_bytes for request in action.requests))

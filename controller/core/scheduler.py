@@ -17,7 +17,7 @@ from controller.core.intake import Intake
 from controller.core.isolation.isolation import LOST_TEXT, Isolation
 from controller.core.isolation.planning import ApartPlanning
 from controller.core.orders import Order
-from controller.core.policies.base import Batch, LoadPlan, SchedulingPolicy
+from controller.core.policies.base import Batch, Lead, LoadPlan, SchedulingPolicy
 from controller.core.requests import OpenRequests
 from controller.core.results import Results
 from controller.core.state import ShardState
@@ -34,6 +34,7 @@ from controller.core.versions.wanted import WantedVersions
 from mesh import wire
 from mesh.codes import ActionCode, RequestOutcome
 
+OK = ActionCode.OK
 WORKERS_COME_S = 3.0  # after the start requests wait so long for workers, on their way from our predecessor
 PREPARE_S = 0.1  # between two looks whether a device has time for measuring
 GONE_HEARTBEATS = 2  # missed: what is sent to a worker then, and is never heard of, it has not begun
@@ -145,10 +146,12 @@ class Scheduler:
         orders.extend(self.fleet.join(hello, now=now))
         self._requests.worker_lost(actions, orders, now)
         orders.extend(self._intake.submit_early(now))
+        self.state.touch_all()
         return orders
 
     def worker_leaving(self, worker: str) -> list[Order]:
         """A worker finishes what it has and takes nothing more."""
+        self.state.touch_all()
         return self.fleet.leaving(worker)
 
     def worker_lost(self, worker: str, *, now: float) -> list[Order]:
@@ -168,6 +171,7 @@ class Scheduler:
             actions.remove(executed)
             self.isolation.died(executed, ActionCode.WORKER_LOST, LOST_TEXT, orders, now)
         self._requests.worker_lost(actions, orders, now)
+        self.state.touch_all()
         return orders
 
     def _leave(self, worker: str, now: float) -> tuple[list[Action], list[Order]]:
@@ -183,6 +187,7 @@ class Scheduler:
         if not report.ok:
             self._requests.unserved(report.ref, orders, now)
         orders.extend(self._intake.submit_early(now))
+        self.state.touch_all()
         return orders
 
     def clock(self, worker: str, offset_s: float, heard_s: float = math.inf) -> None:
@@ -204,12 +209,15 @@ class Scheduler:
         `contained`: those of them that containers serve; `terms`: what the catalogue says of them.
         """
         self.telemetry.models.deploy(refs)
+        self.state.touch_all()
         return self.fleet.want(refs, self._requests.uses, contained, terms, now=now)
 
     # -- events: results ----------------------------------------------------------------------------------------------
 
     def result(self, worker: str, result: wire.ActionResult, *, now: float) -> list[Order]:
         """An action has ended, one way or another."""
+        if result.code != OK:  # it may change what other devices are to do, too
+            self.state.touch_all()
         return self._results.take(worker, result, now)
 
     # -- decisions ----------------------------------------------------------------------------------------------------
@@ -218,6 +226,7 @@ class Scheduler:
         """Everything that is to be decided by now is. Calling early is harmless."""
         self._now = now
         self._load_sent = False
+        self.state.next_turn()
         orders: list[Order] = []
         if len(self._intake) and now >= self._intake.workers_come_until_s:
             orders.extend(self._intake.submit_early(now))
@@ -230,39 +239,44 @@ class Scheduler:
         if self.isolation.watched:
             self._apart.wake(orders, now)
         for device in self.state.devices.values():
-            if now >= device.overdue_s:
-                self._results.lose_overdue(device, orders, now)
-            if device.leaving:
-                continue
+            if device.quiet_until_s <= now or self.state.unplaced:
+                self._fill(device, now, orders)
+        if self.versions.draining or self._unclaimed.kept:
+            orders.extend(self.fleet.drain(self._requests.uses, now))
+            self.state.touch_all()
+        return orders
+
+    def _fill(self, device: RemoteDevice, now: float, orders: list[Order]) -> None:
+        """The device gets all that is due, and is left alone until something changes."""
+        preparation = self._preparations[device.worker]
+        if now >= device.overdue_s:
+            self._results.lose_overdue(device, orders, now)
+            self.state.next_turn()
+            self.state.touch_all()
+        if not device.leaving:
             if device.waiting or device.apart:
                 self._fill_exec(device, now, orders)
             if self.state.unplaced or device.room_for_more or device.looks_for_load(now):
                 self._fill_load(device, now, orders)
             if self._measuring.due(device, now):
                 self._measuring.advance(device, now, orders)
-        if self.versions.draining or self._unclaimed.kept:
-            orders.extend(self.fleet.drain(self._requests.uses, now))
-        return orders
+        if preparation.complete:
+            device.rest(preparation.again_at())
+        else:
+            device.touch()
 
     def wake_at(self) -> float | None:
         """When `wake` next has work that no event will cause; None: never."""
         now, lead = self._now, self.policy.lead
         times = [now] if self._load_sent else []
+        quiet_s = math.inf
         for device in self.state.devices.values():
-            preparation = self._preparations[device.worker]
-            again_s = preparation.again_at()
-            if again_s < math.inf and not device.leaving:
-                times.append(again_s)
-            if device.actions:
-                times.append(device.overdue_s)
-                if (device.waiting or device.apart) and device.exec.ready(now) < lead.depth and not self._holds(device):
-                    times.append(device.next_batch_at(device.exec.free_at(now) - lead.of(device), now))
-                if device.waiting and device.fetching_until_s > now:
-                    times.append(device.fetching_until_s)
-            elif not preparation.complete:
-                times.append(now + PREPARE_S)
-            if device.waiting and device.held_until_s < math.inf:
-                times.append(device.held_until_s)
+            if device.quiet_until_s == -math.inf:
+                self._add_times(device, now, lead, times)
+            elif device.quiet_wake_s < quiet_s:
+                quiet_s = device.quiet_wake_s
+        if quiet_s < math.inf:
+            times.append(quiet_s)
         if self.state.waiting:
             times.append(self._requests.expire_at())
         if self.state.apart:
@@ -279,6 +293,23 @@ class Scheduler:
         if policy_s is not None:
             times.append(policy_s)
         return max(min(times), now + WAKE_S_MIN) if times else None
+
+    def _add_times(self, device: RemoteDevice, now: float, lead: Lead, times: list[float]) -> None:
+        """The times at which the device, which is not quiet, has to be looked at are added."""
+        preparation = self._preparations[device.worker]
+        again_s = preparation.again_at()
+        if again_s < math.inf and not device.leaving:
+            times.append(again_s)
+        if device.actions:
+            times.append(device.overdue_s)
+            if (device.waiting or device.apart) and device.exec.ready(now) < lead.depth and not self._holds(device):
+                times.append(device.next_batch_at(device.exec.free_at(now) - lead.of(device), now))
+            if device.waiting and device.fetching_until_s > now:
+                times.append(device.fetching_until_s)
+        elif not preparation.complete:
+            times.append(now + PREPARE_S)
+        if device.waiting and device.held_until_s < math.inf:
+            times.append(device.held_until_s)
 
     def _fill_exec(self, device: RemoteDevice, now: float, orders: list[Order]) -> None:
         """The device gets the batches that are due."""
@@ -363,3 +394,6 @@ class Scheduler:
         self.fleet.check()
         self._requests.check()
         self.isolation.check()
+        for device in self.state.devices.values():
+            preparation = self._preparations[device.worker]
+            device.check_rest(preparation.complete, preparation.again_at())

@@ -103,6 +103,9 @@ class ShardState:
     apart: dict[str, Model] = field(default_factory=dict)  # {ref: model} with requests that wait apart
     waiting_apart: int = 0  # requests in all groups
     apart_hopeless_s: float = math.inf  # nobody who waits apart is too late before, even if devices are free
+    turn: int = 0  # number of the scheduler's decision; one more where much has changed in it; 0: nobody counts
+    shifted: dict[str, RemoteDevice] = field(default_factory=dict)  # {worker: device} whose work changed in this turn;
+    # placement, which follows them, empties it
 
     # -- requests that wait -------------------------------------------------------------------------------------------
 
@@ -192,6 +195,7 @@ class ShardState:
             self.apart[model.ref] = model
             for device in model.hosts.values():
                 device.apart[model.ref] = None
+                device.touch()
         elif self.apart.pop(model.ref, None) is not None:
             for device in model.hosts.values():
                 device.apart.pop(model.ref, None)
@@ -203,6 +207,8 @@ class ShardState:
         cost_s = self._open_cost_s(model) if model.open else self.cost_s(model, model.queue.rows)
         self._share(model, cost_s - model.cost_s)
         model.cost_s = cost_s
+        for worker, device in model.hosts.items():
+            self.shifted[worker] = device
         if (len(model.queue) > 0) is not (model.ref in self.active):
             self._mark(model)
 
@@ -257,6 +263,7 @@ class ShardState:
         self._share(model, -model.cost_s)
         model.hosts[device.worker] = device
         self._share(model, model.cost_s)
+        self._much_changed()
         self._mark(model)
         self._mark_apart(model)
 
@@ -269,6 +276,7 @@ class ShardState:
             device.apart.pop(model.ref, None)
             self._share(model, model.cost_s)
             self._mark(model)
+            self._much_changed()
 
     def found_resident(self, device: RemoteDevice, ref: str, now: float) -> None:
         """The version, which is prepared there, is in the device's memory without a LOAD of ours."""
@@ -314,10 +322,26 @@ class ShardState:
             self.active[model.ref] = model
             for device in model.hosts.values():
                 device.waiting[model.ref] = None
+                device.touch()
         else:
             self.active.pop(model.ref, None)
             for device in model.hosts.values():
                 device.waiting.pop(model.ref, None)
+
+    # -- turns --------------------------------------------------------------------------------------------------------
+
+    def next_turn(self) -> None:
+        """The scheduler begins to decide: whoever follows what devices have to do looks at all of them anew."""
+        self.turn += 1
+
+    def _much_changed(self) -> None:
+        if self.turn:
+            self.turn += 1
+
+    def touch_all(self) -> None:
+        """Something has changed for which the scheduler has to look at every device."""
+        for device in self.devices.values():
+            device.touch()
 
     # -- invariants ---------------------------------------------------------------------------------------------------
 

@@ -26,9 +26,8 @@ class Early:
 
     @property
     def size(self) -> int:
-        """Bytes of its inputs."""
-        inside = self.request.inputs if isinstance(self.request, protocol.InferRequest) else ()
-        return sum(map(len, self.frames)) + sum(tensor.data_bytes for tensor in inside)
+        """Bytes of its message, all of which is kept."""
+        return self.header_bytes + sum(map(len, self.frames))
 
 
 @dataclass(slots=True)
@@ -38,7 +37,7 @@ class EarlyRequests:
     count_max: int
     bytes_max: int
     slo_ms_max: float
-    bytes_held: int = 0  # of their inputs
+    bytes_held: int = 0  # of their messages
     _held: dict[int, Early] = field(default_factory=dict)  # {number: request}, oldest first
     _numbers: OpenByClient[int] = field(default_factory=OpenByClient)  # of the same, by who asked
     _ends: list[tuple[float, int]] = field(default_factory=list)  # heap of (end, number); may hold some that have left

@@ -117,6 +117,18 @@ class Openings:
         )
         return call, tensors
 
+    def check_question(self, request: InferRequest, frames: Tensors, size: int, asker: int) -> None:
+        """Returns if an application may be asked this by this client. Raises: RequestRefused.
+
+        Inputs that are kept then keep no more than themselves of a message that is much larger: they are copied.
+        """
+        self.check_room(request, asker)
+        if frames or size <= BESIDE_MAX + sum(tensor.data_bytes for tensor in request.inputs):
+            return
+        for tensor in request.inputs:
+            if isinstance(tensor.data, memoryview):
+                tensor.data = memoryview(bytes(tensor.data))
+
     def check_room(self, request: InferRequest, asker: int) -> None:
         """Returns if one more call may be opened by this client. Raises: RequestRefused."""
         table = self._table

@@ -111,8 +111,8 @@ class _Run:
                 if self.given.progress is not None and position % PROGRESS_EVERY == 0:
                     self.given.progress(position / len(times))
             mesh.run_due()
-        self.outcome.busy_s = sum(device.busy_s for device in self.devices)
-        self.outcome.load_s = sum(device.load_s for device in self.devices)
+        self.outcome.busy_s = sum([device.busy_s for device in self.devices], 0.0)
+        self.outcome.load_s = sum([device.load_s for device in self.devices], 0.0)
         return self.outcome
 
     # -- requests -----------------------------------------------------------------------------------------------------

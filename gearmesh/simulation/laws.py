@@ -67,12 +67,12 @@ def _listed(table: TomlTable) -> SizeLaw | None:
         table.fault("values", f"must be a list of whole numbers from 1 to {EXTENT_MAX}")
         return None
     shares = table.numbers("shares", (), NOT_NEGATIVE)
-    if shares and (len(shares) != len(values) or abs(sum(shares) - 1) > 1e-6):
+    if shares and (len(shares) != len(values) or abs(sum(shares, 0.0) - 1) > 1e-6):
         table.fault("shares", f"must be {len(values)} numbers, as many as the values, that add up to 1")
         return None
     if not values:
         return None  # told already
-    return ListedSizes(np.array(values, np.int32)[:, None], np.array(shares) / sum(shares) if shares else None)
+    return ListedSizes(np.array(values, np.int32)[:, None], np.array(shares) / sum(shares, 0.0) if shares else None)
 
 
 def _recorded(table: TomlTable, folder: Path) -> SizeLaw | None:
@@ -105,7 +105,7 @@ def _mixed(table: TomlTable, folder: Path, depth: int) -> SizeLaw | None:
         return None
     shares = [part.number("share", None, SHARE) for part in parts]
     laws = [law for law in (read_law(part, folder, 2) for part in parts) if law is not None]
-    total = sum(shares)
+    total = sum(shares, 0.0)
     if abs(total - 1) > 1e-6:
         table.faults.append(f"{table.key('of')}: the shares must add up to 1; they add up to {total:g}")
         return None

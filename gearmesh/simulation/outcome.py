@@ -55,7 +55,7 @@ class Outcome:
             "cold_starts": sum(c and status == OK for c, status in zip(self.cold, self.status, strict=True)),
             "device_utilisation": self.busy_s / device_s,
             "load_utilisation": self.load_s / device_s,
-            "mean_batch": len(batches) / sum((1 / size for size in batches), 0.0) if batches else 0.0,
+            "mean_batch": len(batches) / sum([1 / size for size in batches], 0.0) if batches else 0.0,
             "rejected_after_ms_p50": refused[len(refused) // 2] * 1e3 if refused else None,
         }
         return record | self._by_size()

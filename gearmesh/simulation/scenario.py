@@ -140,7 +140,7 @@ def _check_whole(models: list[SimModel], devices: Devices, faults: list[str]) ->
             f"pages of {devices.page_bytes / 1e6:g} MB; got {devices.memory_bytes / 1e6:g}"
         )
     shares = {model.group: model.rate_share for model in models if model.rate_share is not None}
-    total, groups = sum(shares.values()), len({model.group for model in models})
+    total, groups = sum(shares.values(), 0.0), len({model.group for model in models})
     if total > 1 + 1e-9 or (shares and len(shares) == groups and total < 1 - 1e-9):
         wanted = "add up to 1" if len(shares) == groups else "not exceed 1 together"
         faults.append(f"models.rate_share: the groups' shares must {wanted}; they are {total:g}")

@@ -54,10 +54,12 @@ class SimWorker:
         offset_s: float = 0.0,
         checked: bool = False,
         any_batch: bool = True,
+        container: str = "",
     ) -> None:
         """`offset_s`: its clock minus the timeline's. `checked`: what the device is told to do is checked, too.
 
         `any_batch`: it computes any rows and extents; False: those that were measured only.
+        `container`: the version that it serves as a container; empty: it has an arena.
         """
         self.name = name
         self.pages = pages
@@ -76,6 +78,7 @@ class SimWorker:
         self._duration_s = duration_s
         self._checked = checked
         self._any_batch = any_batch
+        self._container = container
         self._clock_s = -math.inf
         self._lives = 0
         self.renew()
@@ -101,13 +104,18 @@ class SimWorker:
         info = wire.DeviceInfo(
             name=self.name, kind="simulated", pages=self.pages, page_bytes=page_bytes, any_batch=self._any_batch
         )
-        table = self.lanes.table
+        free_pages, resident = self.lanes.table.free, self.lanes.table.resident()
+        if self._container:
+            info = wire.DeviceInfo(
+                name=self.name, kind="container", pages=1, page_bytes=1, any_batch=True, container=self._container
+            )
+            free_pages, resident = 0, (self._container,)
         return wire.WorkerHello(
             member=self.name,
             host="simulated",
             device=info,
-            free_pages=table.free,
-            resident=table.resident(),
+            free_pages=free_pages,
+            resident=resident,
             prepared=tuple(map(self._orders.named, self.versions.reports())),
         )
 

@@ -32,14 +32,17 @@ class Unacknowledged:
     """What one frontend was sent.
 
     What is kept is always the latest, without a gap: where there is no room, the oldest are given up. They were sent,
-    and most likely came; if their link was lost, the frontend's own deadline answers.
+    and most likely came; if their link was lost, the frontend's own deadline answers. What came may still have to be
+    read: so slots that are named by those given up stay until they are confirmed, too.
     """
 
     number: int = 0  # of the last message; at first one below the first. Two of these for one frontend do not overlap
     given_up: int = 0  # messages that are kept no longer though they were not confirmed
     size: int = 0  # bytes of those kept
     _kept: deque[Sent] = field(default_factory=deque)  # in order of their numbers, without a gap
-    _free: list[wire.Slot] = field(default_factory=list)  # that were named by messages which are not kept any more
+    _lingering: deque[tuple[int, Sent]] = field(default_factory=deque)  # (number, message with slots), given up
+    _lingering_bytes: int = 0
+    _free: list[wire.Slot] = field(default_factory=list)  # that nobody will look for any more
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -50,9 +53,14 @@ class Unacknowledged:
         self._kept.append(Sent(message, frames, size, now, sum(answer.kept is not None for answer in message.answers)))
         self.size += size
         while self._kept and (self.size > BYTES_MAX or now - self._kept[0].at_s > AGE_S_MAX):
-            self._drop()
-            self.given_up += 1
+            self._give_up()
+        while self._lingering and now - self._lingering[0][1].at_s > AGE_S_MAX:
+            self._forget()
         return self._numbered(message, self.number, again=False)
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes more can be kept without giving anything up: only then may outputs lie in slots."""
+        return self.size + self._lingering_bytes + size <= BYTES_MAX
 
     def pass_by(self, message: wire.Outputs) -> wire.Outputs:
         """The message with its number, of a link on which nothing is lost: nothing is kept."""
@@ -61,6 +69,8 @@ class Unacknowledged:
 
     def confirmed(self, number: int) -> None:
         """The frontend has all messages up to this number."""
+        while self._lingering and self._lingering[0][0] <= number:
+            self._forget()
         kept = self._kept
         oldest = self.oldest
         while kept and oldest <= number:
@@ -72,9 +82,11 @@ class Unacknowledged:
         self.given_up += len(self._kept)
         while self._kept:
             self._drop()
+        while self._lingering:
+            self._forget()
 
     def freed(self) -> list[wire.Slot]:
-        """Slots that no message which is kept names any more, since the last call."""
+        """Slots that are needed no more, since the last call."""
         free = self._free
         if free:
             self._free = []
@@ -85,6 +97,8 @@ class Unacknowledged:
 
         Those of which there is no copy any more are given up, with all that is older.
         """
+        while self._lingering:
+            self._forget()
         kept, self._kept = self._kept, deque()
         for sent in kept:
             self._kept.append(sent)
@@ -111,6 +125,20 @@ class Unacknowledged:
         """The least number that may be sent again; the next one's, if nothing is kept."""
         return self.number + 1 - len(self._kept)
 
+    def _give_up(self) -> None:
+        """The oldest message is kept no longer. It was sent, and names slots until the frontend says that it has it."""
+        number, sent = self.oldest, self._kept.popleft()
+        self.size -= sent.size
+        self.given_up += 1
+        if sent.slots:
+            self._lingering.append((number, sent._replace(frames=())))
+            self._lingering_bytes += sent.size
+
+    def _forget(self) -> None:
+        _, sent = self._lingering.popleft()
+        self._lingering_bytes -= sent.size
+        self._free.extend(_slots(sent.message))
+
     def _drop(self) -> None:
         sent = self._kept.popleft()
         self.size -= sent.size
@@ -129,6 +157,9 @@ class Unacknowledged:
         assert self._kept == deque(sorted(self._kept, key=lambda sent: sent.at_s))
         slots = [slot for sent in self._kept for slot in _slots(sent.message)]
         assert len(slots) == sum(sent.slots for sent in self._kept)
+        assert self._lingering_bytes == sum(sent.size for _, sent in self._lingering)
+        assert all(number < self.oldest for number, _ in self._lingering)
+        slots += [slot for _, sent in self._lingering for slot in _slots(sent.message)]
         assert not set(slots) & set(self._free)
 
 

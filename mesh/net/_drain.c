@@ -5,6 +5,9 @@ The same as PlainChannel in mesh/net/frames.py, which says what each function do
 libzmq is not linked: its functions are looked up in the library that pyzmq itself has loaded, so both always are one
 and the same. Nothing here waits (ZMQ_DONTWAIT), so the interpreter's lock is kept. Only libzmq's own thread runs
 without it, in `released`, which takes no lock and touches no Python object.
+
+A signal ends any of libzmq's calls (EINTR), also those that do not wait, before anything was done: it is made again at
+once. Handlers in Python run later, as nothing may come between two frames of a message.
 */
 
 #define PY_SSIZE_T_CLEAN
@@ -151,6 +154,8 @@ static void let_go(Channel *self) {
 
 /* 1: the socket was closed, and the handle leads nowhere; -1: an exception is set. */
 static int is_closed(Channel *self) {
+    if (self->sock == NULL)
+        return 1; /* nobody has called __init__ */
     PyObject *closed = PyObject_GetAttr(self->sock, name_closed);
     if (closed == NULL)
         return -1;
@@ -198,24 +203,23 @@ static void channel_dealloc(Channel *self) {
 
 /* 1: `msg` holds a frame; 0: none is there; -1: an exception is set. Unless 1, there is nothing to close. */
 static int receive(Channel *self, Msg *msg) {
-    for (;;) {
-        msg_init(msg);
-        if (msg_recv(msg, self->handle, DONTWAIT) >= 0)
-            return 1;
-        int fault = errno;
-        if (fault == EAGAIN)
-            return 0;
-        if (fault != EINTR) {
-            PyObject *error = PyObject_CallFunction(zmq_error, "i", fault);
-            if (error != NULL) {
-                PyErr_SetObject(zmq_error, error);
-                Py_DECREF(error);
-            }
-            return -1;
-        }
-        if (PyErr_CheckSignals() < 0)
-            return -1;
+    int got;
+    msg_init(msg);
+    do
+        got = msg_recv(msg, self->handle, DONTWAIT);
+    while (got < 0 && errno == EINTR);
+    if (got >= 0)
+        return 1;
+    int fault = errno;
+    msg_close(msg);
+    if (fault == EAGAIN)
+        return 0;
+    PyObject *error = PyObject_CallFunction(zmq_error, "i", fault);
+    if (error != NULL) {
+        PyErr_SetObject(zmq_error, error);
+        Py_DECREF(error);
     }
+    return -1;
 }
 
 static PyObject *channel_take(Channel *self, PyObject *Py_UNUSED(ignored)) {
@@ -288,17 +292,29 @@ static PyObject *channel_readable(Channel *self, PyObject *Py_UNUSED(ignored)) {
     int closed = is_closed(self);
     if (closed < 0)
         return NULL;
-    int events = 0;
+    int events = 0, got;
     size_t size = sizeof events;
-    if (closed || get_option(self->handle, EVENTS, &events, &size) < 0)
+    if (closed)
         Py_RETURN_FALSE;
-    return PyBool_FromLong(events & POLLIN);
+    do
+        got = get_option(self->handle, EVENTS, &events, &size);
+    while (got < 0 && errno == EINTR);
+    return PyBool_FromLong(got == 0 && events & POLLIN);
 }
 
-/* 0, or the errno of why the frame was not taken. The view is released, or lent, which sets its `obj` to NULL. */
+/* 0, or the errno of why the frame was not taken. */
+static int put_copy(void *handle, const void *data, size_t size, int flags) {
+    int sent;
+    do
+        sent = send_bytes(handle, data, size, flags);
+    while (sent < 0 && errno == EINTR);
+    return sent < 0 ? errno : 0;
+}
+
+/* Likewise. What was lent has its `obj` set to NULL; else the caller has to release the view. */
 static int put(void *handle, Py_buffer *view, int flags) {
     if (view->len < ZERO_COPY)
-        return send_bytes(handle, view->buf, (size_t)view->len, flags) < 0 ? errno : 0;
+        return put_copy(handle, view->buf, (size_t)view->len, flags);
     Lent *lent = PyMem_RawMalloc(sizeof *lent);
     if (lent == NULL)
         return ENOMEM;
@@ -309,7 +325,11 @@ static int put(void *handle, Py_buffer *view, int flags) {
         return ENOMEM;
     }
     view->obj = NULL;
-    if (msg_send(&msg, handle, flags) >= 0)
+    int sent;
+    do
+        sent = msg_send(&msg, handle, flags);
+    while (sent < 0 && errno == EINTR);
+    if (sent >= 0)
         return 0;
     int fault = errno;
     msg_close(&msg); /* which calls `released` */
@@ -322,7 +342,7 @@ static int put_all(void *handle, const char *to, Py_ssize_t to_bytes, Py_buffer 
     Py_ssize_t i = 0;
     int fault;
     if (to != NULL)
-        fault = send_bytes(handle, to, (size_t)to_bytes, DONTWAIT | SNDMORE) < 0 ? errno : 0;
+        fault = put_copy(handle, to, (size_t)to_bytes, DONTWAIT | SNDMORE);
     else {
         fault = put(handle, &views[0], count > 1 ? DONTWAIT | SNDMORE : DONTWAIT);
         i = 1;

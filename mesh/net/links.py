@@ -18,7 +18,7 @@ from mesh.identities import Identity, named
 from mesh.net.doorkeeper import REPLACED
 from mesh.net.frames import Channel
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX
-from mesh.net.transport import Line, Mail, Transport
+from mesh.net.transport import Line, Mail, Transport, hand_on
 from mesh.refusals import Refusals
 from mesh.roles import PortKind
 from mesh.salvage import read_envelope
@@ -143,7 +143,7 @@ class Link(Generic[In, Out]):
         """Passes on mail from a peer in this process."""
         if self.heard_s is None:
             self.heard_s = mail.now
-        self._received(mail)
+        hand_on(self._received, mail)
 
     def beat(self, line: Line) -> wire.Heartbeat:
         """The heartbeat for the peer."""
@@ -205,4 +205,4 @@ class Link(Generic[In, Out]):
             self.heard_s = now
         mail = self.transport.arrived(line, envelope, frames, now)
         mail.unread = unread
-        self._received(mail)
+        hand_on(self._received, mail)

@@ -16,7 +16,7 @@ from mesh.identities import Identity, claimed
 from mesh.net.connections import shut
 from mesh.net.frames import Channel
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX
-from mesh.net.transport import Line, Mail, Transport
+from mesh.net.transport import Line, Mail, Transport, hand_on
 from mesh.refusals import Refusals
 from mesh.roles import Holder, PortKind, may_speak
 from mesh.salvage import read_envelope
@@ -166,7 +166,7 @@ class Port(Generic[In, Out]):
 
     def take(self, mail: Mail[In]) -> None:
         """Passes on mail from a peer in this process."""
-        self._received(mail)
+        hand_on(self._received, mail)
 
     def beat(self, line: Line) -> Any:
         """The heartbeat for this peer."""
@@ -322,7 +322,7 @@ class Port(Generic[In, Out]):
             frames = []  # whose they are is not known
         mail = self.transport.arrived(line, envelope, frames, now)
         mail.unread = unread
-        self._received(mail)
+        hand_on(self._received, mail)
 
     def _refused(self, name: bytes, error: str, now: float) -> None:
         """What arrived is not taken. A connection that goes on like this is cut off for a while."""

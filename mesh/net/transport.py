@@ -6,7 +6,7 @@ heartbeats. The two ends of a line are in `ports.py` and `links.py`. Why it work
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -17,6 +17,7 @@ from mesh import wire
 from mesh.addresses import MEMORY
 from mesh.clocks import OffsetFilter
 from mesh.codes import LinkLoss
+from mesh.doing import note
 from mesh.identities import Identity
 from mesh.liveness import Liveness
 from mesh.net.frames import NO_ROOM, Channel
@@ -62,6 +63,15 @@ class Mail(Generic[In]):
         self.now = now  # when it was received
         self.clock = clock
         self.unread = unread  # messages of it that are none, or out of range
+
+
+def hand_on(received: Callable[[Mail[In]], None], mail: Mail[In]) -> None:
+    """Calls `received(mail)`. An exception that comes out of it is known to be of this mail."""
+    try:
+        received(mail)
+    except Exception as error:
+        note(error, mail.messages, mail.peer)
+        raise
 
 
 class End(Protocol):

@@ -12,13 +12,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Coroutine, Mapping
-from types import TracebackType
 from typing import Any, TypeVar
 
 import msgspec
 import structlog
 import uvloop
 
+from mesh.doing import doing_of
 from mesh.errors import GearmeshError
 from mesh.process.output import leave
 
@@ -71,7 +71,7 @@ class Guard:
         timer.daemon = True
         timer.start()
         try:
-            log.error("crashed", where=where, **doing(error.__traceback__), exit_code=CRASHED, exc_info=error)
+            log.error("crashed", where=where, **doing(error), exit_code=CRASHED, exc_info=error)
         except Exception:
             traceback.print_exception(error)
         leave(CRASHED)
@@ -123,14 +123,19 @@ def _raise(task: "asyncio.Task[Any]") -> None:
         raise error
 
 
-def doing(trace: TracebackType | None) -> dict[str, Any]:
-    """What the code was doing that raised: {"messages": kinds of messages, "peer": whose}, as far as the variables on
-    the way say so. Contents of messages are not told.
+def doing(error: BaseException) -> dict[str, Any]:
+    """What the code was doing that raised: {"messages": kinds of messages, "peer": whose}, as far as it was noted, or
+    the variables on the way say so, which compiled code has not. Contents of messages are not told.
     """
     messages: list[str] = []
     peer = ""
+    noted = doing_of(error)
+    steps: list[dict[str, Any]] = [] if noted is None else [{"messages": noted.messages, "peer": noted.peer}]
+    trace = error.__traceback__
     while trace is not None:
-        found = dict(trace.tb_frame.f_locals)
+        steps.append(dict(trace.tb_frame.f_locals))
+        trace = trace.tb_next
+    for found in steps:
         mail = found.get("mail")
         found |= {name: getattr(mail, name) for name in ("messages", "peer") if hasattr(mail, name)}
         for name, value in found.items():
@@ -139,7 +144,6 @@ def doing(trace: TracebackType | None) -> dict[str, Any]:
                 messages = [*(other for other in messages if other != kind), kind]  # the last is the innermost
             if name in PEERS and value is not None:
                 peer = str(value)
-        trace = trace.tb_next
     about: dict[str, Any] = {"messages": messages[-MESSAGES_TOLD:]} if messages else {}
     return {**about, "peer": peer[:TEXT_MAX]} if peer else about
 

@@ -14,6 +14,7 @@ import structlog
 
 from mesh.errors import GearmeshError
 from mesh.net.keys import Keys
+from mesh.net.memory import keep_freed
 from mesh.net.sockets import Hub
 from mesh.net.transport import Transport
 from mesh.printable import printable
@@ -88,6 +89,7 @@ class Runtime:
             service.start()
         gc.collect()
         gc.freeze()
+        keep_freed()
         await asked.wait()
         self.transport.ending = True
         await self._drain(services, again)

@@ -9,7 +9,16 @@ import pytest
 import structlog.testing
 
 from frontend import keeper as keeper_module
-from frontend.core.applications.messages import Claim, DecisionClaimed, Drop, FeedbackStored, Learn, Park, ReadState
+from frontend.core.applications.messages import (
+    Claim,
+    DecisionClaimed,
+    Drop,
+    FeedbackStored,
+    Learn,
+    Park,
+    ReadState,
+    StoreOutcome,
+)
 from frontend.keeper import StateKeeper
 from selection.base import Observation, State
 from selection.registry import make_policy
@@ -150,9 +159,9 @@ def test_a_policy_that_raises_refuses_that_feedback_and_no_other(tmp_path: Path)
         assert names(kept.told.items[-1].why, "KeyError")
         assert await kept.learned(kept.learn()) == ["done"]
         kept.keeper.submit(Park("x", b"1"))
-        assert await kept.ask(Claim(5, "x", hold=False)) == DecisionClaimed(5, "done", b"1")
-        assert await kept.ask(Claim(6, "x", hold=False)) == DecisionClaimed(6, "done", b"")
-        assert await kept.ask(Claim(7, "y", hold=False)) == DecisionClaimed(7, "done", None)
+        assert await kept.ask(Claim(5, "x", hold=False)) == DecisionClaimed(5, StoreOutcome.DONE, b"1")
+        assert await kept.ask(Claim(6, "x", hold=False)) == DecisionClaimed(6, StoreOutcome.DONE, b"")
+        assert await kept.ask(Claim(7, "y", hold=False)) == DecisionClaimed(7, StoreOutcome.DONE, None)
         kept.keeper.stop()
 
     asyncio.run(scenario())
@@ -200,11 +209,11 @@ def test_a_claim_is_held_while_the_store_is_down_if_it_may_be(tmp_path: Path) ->
         refused = await kept.ask(Claim(1, "x", hold=False))
         assert (refused.number, refused.outcome) == (1, "refused")
         assert refused.why
-        assert await kept.ask(Claim(2, "x", hold=True)) == DecisionClaimed(2, "held")
+        assert await kept.ask(Claim(2, "x", hold=True)) == DecisionClaimed(2, StoreOutcome.HELD)
         assert kept.keeper.held == 1
         with redis_server(tmp_path, int(url.rpartition(":")[2].partition("/")[0])):
             found = await kept.told.count(4)
-            assert found[-1] == DecisionClaimed(2, "done", None)
+            assert found[-1] == DecisionClaimed(2, StoreOutcome.DONE, None)
             kept.keeper.stop()
 
     asyncio.run(scenario())

@@ -86,6 +86,21 @@ async def test_a_req_socket_is_answered_with_the_empty_frame_that_it_expects() -
 
 
 @on_loop
+async def test_after_an_answer_that_leaves_at_once_the_socket_is_looked_at_again() -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        sock = client(made, listening)
+        sock.send(b"header")
+        await listening.messages(1)
+        turns = len(listening.turns.items)
+        listening.hub.schedule_turn()
+        await listening.turns.count(turns + 1)
+        listening.port.answer(listening.said.items[0][0], bytes(outbox.TOGETHER_BYTES_MAX))
+        assert sock.recv() == bytes(outbox.TOGETHER_BYTES_MAX)  # it did not wait for the end of a turn
+        await listening.turns.count(turns + 2)
+
+
+@on_loop
 async def test_an_empty_message_is_handed_on_as_one() -> None:
     async with processes() as made:
         listening = Listening(made)
@@ -297,6 +312,24 @@ async def test_a_client_that_is_slow_to_read_gets_every_answer_in_order() -> Non
             read += [await asyncio.to_thread(sock.recv)]
         assert read == answers
         assert (listening.port.outbox.waiting, listening.port.outbox.dropped) == (0, 0)
+
+
+@on_loop
+async def test_what_waits_keeps_no_message_of_which_it_was_a_small_part() -> None:
+    async with processes() as made:
+        listening = Listening(made)
+        sock = client(made, listening)
+        sock.send(b"header")
+        ((who, _, _),) = await listening.said.count(1)
+        while not listening.port.outbox.waiting:
+            listening.answer(who, bytes(20_000))
+        message = bytearray(b"small, of a large message")
+        listening.answer(who, b"last", [memoryview(message)[:5]])
+        message.clear()  # nobody has a view of it
+        parts = [b""]
+        while parts[0] != b"last":
+            parts = await asyncio.to_thread(sock.recv_multipart)
+        assert parts == [b"last", b"small"]
 
 
 @on_loop

@@ -15,6 +15,7 @@ from frontend.results import ResultsPort
 from gpu_worker.answering import DECODER as FROM_RESULTS
 from gpu_worker.answering import OutputLinks
 from gpu_worker.core.jobs import Done, Job
+from gpu_worker.core.unacknowledged import BYTES_MAX
 from mesh import wire
 from mesh.net.keys import Keys
 from mesh.net.links import Link
@@ -424,6 +425,31 @@ async def test_outputs_in_slots_come_again_on_the_link_that_replaces_a_lost_one_
         await frontend.until(lambda: links.unconfirmed == 0)
         assert writer.bytes_used == 0
         assert frontend.port.for_nobody == 0
+        links.close()
+
+
+@on_loop
+async def test_outputs_of_one_batch_beyond_all_that_may_be_kept_arrive() -> None:
+    rows, width = 8, BYTES_MAX // 7
+    spec = wire.ModelSpec(
+        inputs=SPEC.inputs,
+        outputs=(wire.TensorSpec(name="y", dtype="uint8", shape=(-1, width)),),
+        batch_max=rows,
+        slo_ms=1e6,
+    )
+    async with processes(heartbeat_ms=20.0, silence_ms_max=5000.0) as made:
+        frontend, writer = Frontend(made), CountingWriter(128 << 20)
+        links = sharing(made, writer, frontend)
+        batch = job({"frontend-1": frontend.opens(1, spec)}, spec)
+        assert isinstance(batch.action, wire.Infer)
+        (part,) = batch.action.parts
+        parts = (part, *(replace(part, request=frontend.opens(call, spec)) for call in range(2, rows + 1)))
+        batch.action = replace(batch.action, batch=rows, parts=parts)
+        batch.outputs = [memoryview(b"".join(bytes([call]) * width for call in range(1, rows + 1)))]
+        links.send(batch)
+        assert await frontend.done.count(rows) == answers(*range(1, rows + 1))
+        await frontend.until(lambda: links.unconfirmed == 0)
+        assert writer.bytes_used == 0
         links.close()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.process.compiled import PURE, CompiledFinder, Form, Why
+from mesh.process.compiled import MANIFEST, PURE, CompiledFinder, Form, Why
 from scripts import ROOT, compiling
 from scripts.compiling import CannotCompile, set_up
 
@@ -183,3 +183,21 @@ def test_a_traceback_names_the_line_of_the_source(installed: Path) -> None:
 def test_a_compiled_module_knows_where_its_source_lies(installed: Path) -> None:
     told = run(installed, "import controller.core.double as d, os; print(os.path.dirname(d.__file__))")
     assert told.stdout.strip() == str(installed / "controller" / "core"), told.stderr
+
+
+@needs_compiler
+def test_a_set_is_made_once_and_what_ended_builds_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(PURE, raising=False)
+    root, store = made(tmp_path / "root"), tmp_path / "store"
+    for name in ("old", "new"):
+        (store / f".building-{name}").mkdir(parents=True)
+    os.utime(store / ".building-old", (1, 1))
+    first = set_up(root, store)
+    assert first is not None
+    made_at = (first / MANIFEST).stat().st_mtime_ns
+    assert set_up(root, store) == first
+    assert (first / MANIFEST).stat().st_mtime_ns == made_at
+    assert [folder.name for folder in store.glob(".building-*")] == [".building-new"]
+    assert told(root, store) == Form(True, Why.MATCHES)

@@ -71,7 +71,8 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
     pace: Pace = field(default_factory=Pace)
     dispatch: Margin = field(default_factory=lambda: Margin(DISPATCH_S))
     host: str = ""  # where it is; empty: unknown
-    fetch: FetchEstimate = field(default_factory=FetchEstimate)  # of inputs that frontends on other hosts keep
+    reads_slots: bool = True  # of frontends on its host; False: the last it got from there it had to fetch
+    fetch: FetchEstimate = field(default_factory=FetchEstimate)  # of inputs that it cannot read where they lie
     ahead_s: float = 0.0  # its next batch goes out so much earlier: as of the last one, its inputs have to be fetched
     fetching_until_s: float = 0.0  # when the inputs of the last such batch are expected to be there
     offset_s: float = 0.0  # the worker's clock minus ours
@@ -88,6 +89,8 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
     leaving: bool = False  # it said goodbye and gets nothing new
     fewer_pages_s: float = math.inf  # since when its worker has said that it has fewer free pages than we count
     room_for_more: bool = True  # another model may fit; False: a search found none, and nothing has changed since
+    quiet_until_s: float = -math.inf  # the scheduler need not look at it before, unless it is touched; -inf: it must
+    quiet_wake_s: float = math.inf  # while it is quiet: when time alone gives the scheduler something to do there
 
     # -- what the makes differ in -------------------------------------------------------------------------------------
 
@@ -187,12 +190,33 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
 
     def far_bytes(self, requests: Iterable[Request]) -> int:
         """Bytes of the requests' inputs that the worker would have to fetch from frontends."""
-        host = self.host
-        return sum(request.kept_bytes for request in requests if request.kept_bytes and request.near != host)
+        host = self.host if self.reads_slots else ""
+        return sum(r.kept_bytes for r in requests if r.kept_bytes and (not host or r.near != host))
 
     def fetched_s(self, size: int, now: float) -> float:
         """When the worker will have fetched so many bytes for an INFER, behind what it fetches already."""
+        self.fetch.wake(now)
         return max(now, self.fetching_until_s) + self.dispatch.value_s + self.fetch.expected_s(size)
+
+    # -- whether the scheduler has to look at it ----------------------------------------------------------------------
+
+    def touch(self) -> None:
+        """Something has changed for which the scheduler has to look at the device."""
+        self.quiet_until_s = -math.inf
+
+    def rest(self, again_s: float) -> None:
+        """The scheduler has done all that there is to do now. `again_s`: when versions are to be prepared again."""
+        if self.waiting or self.apart or (self.room_for_more and not self.leaving):
+            self.quiet_until_s = -math.inf
+            return
+        wake_s = self.overdue_s if self.actions else math.inf
+        until_s = self.overdue_s
+        if not self.leaving:
+            wake_s = min(wake_s, again_s)
+            until_s = min(until_s, again_s)
+            if len(self.residency.models) < len(self.curves):
+                until_s = min(until_s, self.load_look_s)
+        self.quiet_until_s, self.quiet_wake_s = until_s, wake_s
 
     # -- the worker ---------------------------------------------------------------------------------------------------
 
@@ -204,6 +228,7 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
     def leave(self) -> None:
         """The worker has said goodbye: it finishes what it has and gets nothing new."""
         self.leaving = True
+        self.touch()
 
     # -- versions -----------------------------------------------------------------------------------------------------
 
@@ -216,6 +241,7 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
         self.curves.pop(ref, None)
         self.loads.pop(ref, None)
         self.worked.pop(ref, None)
+        self.touch()
 
     def forget(self, ref: str) -> None:
         """The worker has forgotten the version: it is neither prepared nor resident."""
@@ -227,6 +253,7 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
         """The version is not in the device's memory."""
         self.residency.gone(ref)
         self.room_for_more = True
+        self.touch()
 
     # -- actions ------------------------------------------------------------------------------------------------------
 
@@ -275,6 +302,7 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
         action.earliest_s = earliest_s
         self.actions[action.id] = action
         self.overdue_s = min(self.overdue_s, action.overdue_s)
+        self.touch()
 
     def found_overdue(self) -> None:
         """All that was overdue has been taken for lost."""
@@ -288,6 +316,7 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
         if action is None or action.kind != result.kind:
             return None  # of an earlier life of this controller, or taken for lost
         del self.actions[action.id]
+        self.touch()
         return action
 
     def misses_pages(self, result: wire.ActionResult, now: float) -> bool:
@@ -345,14 +374,22 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
                 self.dispatch.learn(max(0.0, result.begin_s - self.offset_s - action.sent_s))
 
     def learn_fetch(self, action: Action, result: wire.ActionResult) -> None:
-        """An INFER has ended whose inputs were fetched: the estimate of that follows."""
+        """An INFER has ended whose inputs were fetched: the estimate of that follows.
+
+        Who fetches what a frontend on its host has put into shared memory cannot read it, as another user, or in
+        another container.
+        """
+        if result.fetched_bytes > action.far_bytes:
+            self.reads_slots = False
+        elif not result.fetched_bytes and result.code == ActionCode.OK and not result.missing:
+            self.reads_slots = True
         if result.fetch_s is not None:
             self.fetch.learn(result.fetched_bytes, result.fetch_s)
 
     def missed_fetch(self, action: Action, now: float) -> None:
         """Inputs of the INFER did not come in time; somebody still waits for its requests, so they should have."""
         if action.far_bytes:
-            self.fetch.missed(action.far_bytes, now - action.sent_s)
+            self.fetch.missed(action.far_bytes, now - action.sent_s, now)
 
     def did_not_fit(self, action: Action) -> None:
         """A client's batch did not fit in the device's memory: the next ones are smaller, if that can be known."""
@@ -364,6 +401,7 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
         """A LOAD has ended, well or not."""
         self.load.ended(action.id, end_s)
         self.room_for_more = True
+        self.touch()
 
     def loaded(self, action: Action, end_s: float, duration_s: float | None) -> None:
         """A LOAD has ended well: the weights are there, and the estimate of LOADs follows."""
@@ -395,6 +433,22 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
     def no_load_found(self) -> None:
         """A search found no LOAD. While one is under way the answer may change, and the next search is not skipped."""
         self.room_for_more = self.room_for_more and len(self.load) > 0
+
+    def check_rest(self, complete: bool, again_s: float) -> None:
+        """If the device is quiet, there is nothing to do. `complete`: no PREPARE or measuring run is to be sent."""
+        if self.quiet_until_s == -math.inf:
+            return
+        assert not self.waiting, self.worker
+        assert not self.apart, self.worker
+        assert complete, self.worker
+        assert self.quiet_until_s <= self.overdue_s
+        assert self.quiet_wake_s == min(
+            self.overdue_s if self.actions else math.inf, math.inf if self.leaving else again_s
+        )
+        if not self.leaving:
+            assert not self.room_for_more, self.worker
+            assert self.quiet_until_s <= again_s
+            assert len(self.residency.models) >= len(self.curves) or self.quiet_until_s <= self.load_look_s
 
     def check(self) -> None:
         """Every invariant holds."""

@@ -74,6 +74,7 @@ class BlackBox(RemoteDevice):
         if ref not in self.residency.models:
             self.residency.place(ref, report.pages, 0.0)
         self.room_for_more = True
+        self.touch()
 
     def remove(self, ref: str) -> None:
         """The version is not ready here any more."""

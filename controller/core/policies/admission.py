@@ -92,7 +92,7 @@ class Admission:
                     continue
                 curve = device.curves[model.ref]
                 start_s = start_of(device, model, now)
-                if request.kept_bytes and request.near != device.host:
+                if request.kept_bytes and device.far_bytes((request,)):
                     start_s = max(start_s, device.fetched_s(request.kept_bytes, now))
                 end_s = start_s + curve.alone_s(request.rows, request.extents)
                 if end_s < alone_s:

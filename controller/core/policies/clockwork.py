@@ -236,12 +236,12 @@ class Clockwork(SchedulingPolicy):
         if not hosts:
             return instance.load_demand
         weights = [self._capacity_s / self._load_of(host) for host in hosts]
-        total = sum(weights)
-        served = sum(
+        total = sum(weights, 0.0)
+        served = [
             self._capacity_s * (instance.load_demand * weight / total) / self._load_of(host)
             for host, weight in zip(hosts, weights, strict=True)
-        )
-        return instance.load_demand - served
+        ]
+        return instance.load_demand - sum(served, 0.0)
 
     def _load_of(self, device: RemoteDevice) -> float:
         """Load of a device: 1 ms, plus its equal share of the execution demand of each of its models."""

@@ -50,6 +50,11 @@ class Candidate:
     load_s: float  # duration of the LOAD
 
 
+def ahead_of(device: RemoteDevice, now: float) -> float:
+    """Seconds of EXEC that the device has ahead: what it was sent, and its share of what waits."""
+    return device.exec.free_at(now) - now + device.backlog_s
+
+
 @dataclass(slots=True)
 class Placement:
     """Chooses LOADs for all devices."""
@@ -63,10 +68,14 @@ class Placement:
     _prefetch: dict[str, deque[tuple[str, int]]] = field(default_factory=dict)  # {worker: (ref, hosts), best first}
     _prefetch_s: dict[str, float] = field(default_factory=dict)  # {worker: when its next prefetch may be done}
     _nothing_fits: dict[str, tuple[int, int]] = field(default_factory=dict)  # {worker: (free pages, versions) then}
+    _turn: int = 0  # for which both below are right, but for what has shifted since
+    _lacking: dict[str, None] = field(default_factory=dict)  # refs whose hosts do not get all done that waits
+    _behind: dict[str, None] = field(default_factory=dict)  # refs whose hosts are all far behind
 
     def choose(self, device: RemoteDevice, now: float) -> LoadPlan | None:
         """The device's next LOAD."""
         self._began_s = min(self._began_s, now)
+        self._follow(now)
         plan = self._starving(device, now)
         if plan is not None:
             return plan
@@ -88,6 +97,52 @@ class Placement:
                     self._pressed_s = now
                 return plan
         return self.relieve(device, now) or self._prefetch_one(device, now)
+
+    def _follow(self, now: float) -> None:
+        """The models that another host would help are known.
+
+        Each turn looks once at every model that waits, and then only at those on devices with more or less to do since.
+        """
+        state = self.state
+        if state.turn != self._turn or not state.turn:
+            self._turn = state.turn
+            self._lacking.clear()
+            self._behind.clear()
+            state.shifted.clear()
+            for model in state.active.values():
+                if model.hosts:
+                    self._judge(model, now)
+        elif state.shifted:
+            shifted = list(state.shifted.values())
+            state.shifted.clear()
+            for device in shifted:
+                for ref in device.waiting:
+                    self._judge(state.models[ref], now)
+
+    def _judge(self, model: Model, now: float) -> None:
+        """Whether the model, which waits and has hosts, lacks one, and whether all that it has are far behind."""
+        first = model.queue.first()
+        limit_s = RELIEVE_AT * (first.deadline_s - first.arrived_s)
+        for host in model.hosts.values():
+            if ahead_of(host, now) <= limit_s:
+                self._behind.pop(model.ref, None)
+                break
+        else:
+            self._behind[model.ref] = None
+        if self._kept(model, now) < model.queue.rows:
+            self._lacking[model.ref] = None
+        else:
+            self._lacking.pop(model.ref, None)
+
+    def _kept(self, model: Model, now: float) -> float:
+        """Rows that the hosts get done in time, as many as wait or fewer."""
+        queue, kept = model.queue, 0.0
+        last_s = queue.deadlines[-1]
+        for host in model.hosts.values():
+            kept += self._served_by(host, model, last_s, now)
+            if kept >= queue.rows:
+                break
+        return kept
 
     def _rate(self, model: Model, now: float) -> float:
         """Requests per second: the decayed count by the time it is made of, which at first is the time so far."""
@@ -153,10 +208,10 @@ class Placement:
         """Models whose requests wait for a LOAD, and those with hosts if this device has less to do than others."""
         models, devices = self.state.models, self.state.devices
         wanted = [models[ref] for ref in self.state.unplaced]
-        if len(devices) > 1:
-            backlog_s = sum((other.backlog_s for other in devices.values()), 0.0)
+        if len(devices) > 1 and self._lacking:
+            backlog_s = sum([other.backlog_s for other in devices.values()], 0.0)
             if device.backlog_s * len(devices) <= REPLICATE_BELOW * backlog_s:
-                wanted += [model for model in self.state.active.values() if model.hosts]
+                wanted += [model for ref, model in self.state.active.items() if ref in self._lacking and model.hosts]
         return wanted
 
     def _saved(self, device: RemoteDevice, model: Model, now: float) -> tuple[float, float]:
@@ -175,11 +230,9 @@ class Placement:
         first = queue.requests[queue.head + too_late]
         value = queue.weight_of(count, too_late)
         if model.hosts:
-            last_s, kept = queue.deadlines[-1], 0.0
-            for host in model.hosts.values():
-                kept += self._served_by(host, model, last_s, now)
-                if kept >= queue.rows:
-                    return 0.0, 0.0
+            kept = self._kept(model, now)
+            if kept >= queue.rows:
+                return 0.0, 0.0
             value *= 1 - kept / queue.rows
         return value, first.deadline_s - end_s
 
@@ -188,20 +241,17 @@ class Placement:
 
         It is loaded before anything is lost, because later it would save only what waits by then.
         """
-        ahead_s = {
-            other.worker: other.exec.free_at(now) - now + other.backlog_s for other in self.state.devices.values()
-        }
-        least_s = 2 * ahead_s[device.worker]
-        if least_s >= max(ahead_s.values()):
+        self._follow(now)
+        if not self._behind:
             return None
+        least_s = 2 * ahead_of(device, now)
         behind: list[tuple[float, str]] = []
-        for model in self.state.active.values():
-            if model.hosts and device.may_load(model.ref, now):
-                theirs_s = min(ahead_s[worker] for worker in model.hosts)
-                if theirs_s > least_s + device.loads[model.ref].load_s():
-                    first = model.queue.first()
-                    if theirs_s > RELIEVE_AT * (first.deadline_s - first.arrived_s):
-                        behind.append((-theirs_s, model.ref))
+        for ref in self._behind:
+            model = self.state.active.get(ref)
+            if model is not None and model.hosts and device.may_load(ref, now):
+                theirs_s = min([ahead_of(host, now) for host in model.hosts.values()])
+                if theirs_s > least_s + device.loads[ref].load_s():
+                    behind.append((-theirs_s, ref))
         for _, ref in sorted(behind):
             model = self.state.models[ref]
             gain = self._rate(model, now) / (1 + len(model.hosts)) * self._stay_s(device, model)
@@ -303,3 +353,19 @@ class Placement:
         if model.popularity.value(now) >= KNOWN_ASKED * len(model.hosts):
             return True
         return all(host.residency.models[model.ref].loading is None for host in model.hosts.values())
+
+    def check(self, now: float) -> None:
+        """Every invariant holds: what is followed from change to change in a turn is what a look at all would find."""
+        if not self.state.turn or self._turn != self.state.turn:
+            return
+        self._follow(now)
+        waiting = {ref: model for ref, model in self.state.active.items() if model.hosts}
+        lacking = {ref for ref, model in waiting.items() if self._kept(model, now) < model.queue.rows}
+        assert self._lacking.keys() & waiting.keys() == lacking
+        behind = set()
+        for ref, model in waiting.items():
+            first = model.queue.first()
+            limit_s = RELIEVE_AT * (first.deadline_s - first.arrived_s)
+            if min(ahead_of(host, now) for host in model.hosts.values()) > limit_s:
+                behind.add(ref)
+        assert self._behind.keys() & waiting.keys() == behind

@@ -228,7 +228,7 @@ def _plan_of(
     expected_s = min(curve.exec_s(first.rows, extents), first.length_s * curve.scale)
     latest_s = max(requests[len(requests) // 2].deadline_s - expected_s, start_s)
     given_up = [waiting[i] for i in composed.passed] if len(model.hosts) == 1 else []
-    weight = sum((request.weight * request.rows for request in requests), 0.0)
+    weight = sum([request.weight * request.rows for request in requests], 0.0)
     full = first.rows >= costs.full[first.place]
     return SizedPlan(
         model, requests, given_up, first.rows, extents, start_s, expected_s, latest_s, weight, requests[0], full

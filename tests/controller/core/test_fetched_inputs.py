@@ -3,7 +3,7 @@
 import pytest
 
 from controller.core.devices.base import DISPATCH_S, EARLY_S, RemoteDevice
-from controller.core.estimation.fetching import FetchEstimate
+from controller.core.estimation.fetching import PAUSE_S_MAX, FetchEstimate
 from mesh import wire
 from mesh.codes import ActionCode
 from tests.controller.core.controller_builders import TEN_MS, Shard, wake_at
@@ -159,3 +159,48 @@ def test_inputs_that_nobody_waits_for_any_more_say_nothing_of_the_network() -> N
     made.result(1, now=100.5, code=MISSING)
     assert device(made).fetch.expected_s(4) == before_s
     assert made.wake(100.5) == []
+
+
+def test_a_worker_that_cannot_be_reached_for_a_while_is_asked_again() -> None:
+    made = shard()
+    now, number = 100.0, 0
+    while True:
+        number += 1
+        if made.submit(number, now=now, budget_s=0.1, kept=FAR):
+            break  # nothing is expected to be there in time any more
+        made.wake(now)
+        (action,) = device(made).actions
+        now += 0.08
+        made.result(action, now=now, code=MISSING)
+        made.cancel(number, now=now)
+        assert number < 1000
+    now += PAUSE_S_MAX
+    assert made.submit(number + 1, now=now, budget_s=0.1, kept=FAR) == []
+
+
+def test_a_worker_that_fetches_what_lies_on_its_host_is_planned_as_one_elsewhere() -> None:
+    made = shard()
+    made.submit(1, now=100.0, kept=HERE)
+    (infer,) = infers(made, 100.0)
+    assert infer.earliest_s < 100.0
+    made.result(
+        1, now=100.02, begin_s=100.01, end_s=100.02, duration_s=0.01, fetched_bytes=4, fetch_s=FETCH_S - DISPATCH_S
+    )
+    made.submit(2, now=101.0, kept=HERE)
+    (infer,) = infers(made, 101.0)
+    assert infer.earliest_s > 101.001
+    made.result(2, now=101.02, begin_s=101.01, end_s=101.02, duration_s=0.01)  # it could read them
+    made.submit(3, now=102.0, kept=HERE)
+    (infer,) = infers(made, 102.0)
+    assert infer.earliest_s < 102.0
+
+
+def test_a_batch_without_a_request_that_had_ended_says_nothing_of_how_long_it_takes() -> None:
+    made = shard()
+    for number in (1, 2):
+        made.submit(number, now=100.0, budget_s=1.0, kept=FAR)
+    assert made.wake(100.0) == ["w1: infer #1 m:1 x2 f/1 f/2"]
+    before_s = device(made).curves["m:1"].exec_s(2)
+    made.cancel(1, now=100.001)
+    made.result(1, now=100.05, begin_s=100.04, end_s=100.041, duration_s=0.001, fetched_bytes=4, fetch_s=0.001)
+    assert device(made).curves["m:1"].exec_s(2) == before_s

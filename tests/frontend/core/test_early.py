@@ -88,8 +88,8 @@ def test_no_more_than_the_limit_are_held(early: EarlyRequests) -> None:
 
 
 def test_no_more_bytes_than_the_limit_are_held(early: EarlyRequests) -> None:
-    inside = protocol.RequestTensor("x", "uint8", [60], memoryview(bytes(60)))
-    hold(early, infer(1, inputs=[inside], slo_ms=10.0))
+    inside = protocol.RequestTensor("x", "uint8", [20], memoryview(bytes(20)))
+    early.hold(Early("c", infer(1, inputs=[inside], slo_ms=10.0), (), 5.0, 60))  # the whole message is kept
     early.hold(Early("c", infer(2), (bytes(40),), 5.0))
     early.check()
     with pytest.raises(RequestRefused) as refused:

@@ -175,6 +175,18 @@ def test_what_a_message_has_beside_its_tensors_is_not_kept_with_them() -> None:
     assert type(data) is memoryview
 
 
+def test_nor_with_those_of_a_question_to_an_application() -> None:
+    made, table = openings()
+    for beside, alone in (("x" * (BESIDE_MAX + 1), True), ("x", False)):
+        both = Both(made, table, infer(app="app", model=None, asked_id=beside))
+        before = both.request.inputs[0].data
+        made.check_question(both.request, both.frames, both.size, both.asker)
+        after = both.request.inputs[0].data
+        assert (after == before, after.obj is not before.obj) == (True, alone)
+    made.draining = True
+    assert outcome(lambda: made.check_question(both.request, both.frames, both.size, both.asker)).status == "rejected"
+
+
 def test_what_makes_a_check_raise_costs_that_request_alone() -> None:
     made, table = openings()
     both = Both(made, table, infer())

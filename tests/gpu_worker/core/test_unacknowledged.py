@@ -116,10 +116,46 @@ def test_slots_are_free_once_their_message_is_confirmed_or_given_up_or_the_front
     sent.confirmed(1)
     assert free(sent) == [1, 2]
     assert free(sent) == []
-    sent.add(kept(5), (), BYTES_MAX - 10, 100.0)
-    assert (free(sent), sent.given_up) == ([3], 1)
     sent.clear()
-    assert (free(sent), sent.given_up, sent.size, len(sent)) == ([4, 5], 3, 0, 0)
+    assert (free(sent), sent.given_up, sent.size, len(sent)) == ([3, 4], 2, 0, 0)
+
+
+def test_slots_of_what_is_given_up_stay_as_it_was_sent_and_may_not_have_been_read_yet() -> None:
+    sent = Unacknowledged()
+    for message in (kept(1), kept(2, frames=1)):
+        sent.add(message, (), 10, 100.0)
+    sent.add(outputs("large"), (), BYTES_MAX + 1, 100.0)
+    assert (free(sent), sent.given_up, sent.size, sent.again()) == ([], 3, 0, [])
+    sent.confirmed(1)
+    assert free(sent) == [1]
+    sent.add(outputs("later"), (), 1, 100.0 + AGE_S_MAX)
+    assert free(sent) == []
+    sent.add(outputs("later"), (), 1, 100.25 + AGE_S_MAX)
+    assert free(sent) == [2]
+
+
+@pytest.mark.parametrize("end", ["clear", "unshare"])
+def test_slots_of_what_is_given_up_are_free_once_nobody_will_read_them(end: str) -> None:
+    sent = Unacknowledged()
+    sent.add(kept(1), (), 10, 100.0)
+    sent.add(outputs("large"), (), BYTES_MAX, 100.0)
+    assert free(sent) == []
+    if end == "clear":
+        sent.clear()
+    else:
+        sent.unshare(copies)
+    assert free(sent) == [1]
+
+
+def test_outputs_lie_in_slots_only_while_nothing_would_be_given_up_for_them() -> None:
+    sent = Unacknowledged()
+    assert [sent.has_room(size) for size in (BYTES_MAX, BYTES_MAX + 1)] == [True, False]
+    sent.add(kept(1), (), 10, 100.0)
+    assert [sent.has_room(size) for size in (BYTES_MAX - 10, BYTES_MAX - 9)] == [True, False]
+    sent.add(outputs("large"), (), BYTES_MAX, 100.0)  # the first is given up, but lies there still
+    assert not sent.has_room(0)
+    sent.confirmed(2)
+    assert sent.has_room(BYTES_MAX)
 
 
 def test_who_cannot_read_slots_gets_frames() -> None:

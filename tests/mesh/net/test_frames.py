@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -265,6 +266,30 @@ def test_a_buffer_is_held_until_it_was_sent_and_no_longer(sockets: Sockets, make
         else:
             break
     assert len(data) == LARGE + 1
+
+
+@every_make
+def test_signals_part_no_message_and_lose_none(sockets: Sockets, make: type) -> None:
+    dealer = sockets.dealer(b"me")
+    inward, outward = make(sockets.router), make(dealer)
+    assert outward.send(None, b"here") == 0
+    taken(inward, sockets.router)
+    told = []
+    before = signal.signal(signal.SIGALRM, lambda *_: told.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 5e-5, 5e-5)  # they end libzmq's calls, also those that do not wait
+    try:
+        while len(told) < 2_000:
+            assert inward.send(b"me", b"body", [b"frame", b"last"]) == 0
+            assert inward.send_all([(b"me", b"single")]) == []
+            assert taken(outward, dealer) == (b"", b"body", [b"frame", b"last"])
+            assert taken(outward, dealer) == (b"", b"single", [])
+            assert outward.send(None, b"back", [b"frame"]) == 0
+            while not inward.readable():
+                assert sockets.router.poll(WAIT_MS)
+            assert inward.take() == (b"me", b"back", [b"frame"])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 MEMORY = """

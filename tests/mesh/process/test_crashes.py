@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -13,10 +12,13 @@ import pytest
 
 from mesh import wire
 from mesh.clocks import OffsetFilter
+from mesh.doing import note
+from mesh.net.links import Link
 from mesh.net.transport import Mail
 from mesh.process.crashes import CRASHED, doing
 from scripts import ROOT
-from tests.loops import LIMIT_S
+from tests.loops import LIMIT_S, on_loop
+from tests.mesh.net.processes import processes
 
 SERVICE = """
 import asyncio, ctypes, threading, zmq
@@ -97,7 +99,7 @@ def ran(begin: str, folder: Path, **options: Any) -> tuple[int, str, list[dict[s
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, **options,
     )  # fmt: skip
     lines = [msgspec.json.decode(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return done.returncode, done.stdout, lines
+    return done.returncode, done.stdout, [line for line in lines if line["event"] != "code"]
 
 
 @pytest.mark.parametrize("begin", KINDS.values(), ids=KINDS.keys())
@@ -162,8 +164,8 @@ def test_a_crash_whose_output_nobody_reads_ends_the_process_all_the_same(tmp_pat
         os.close(ours)
 
 
-def raised(mail: Any, **_: Any) -> TracebackType | None:
-    """The traceback of an exception, where these are variables of a function on its way."""
+def raised(mail: Any, **_: Any) -> Exception:
+    """An exception, where these are variables of a function on its way."""
 
     def handle(message: Any) -> None:
         raise ZeroDivisionError(message)
@@ -171,7 +173,7 @@ def raised(mail: Any, **_: Any) -> TracebackType | None:
     try:
         handle(mail.messages[-1])
     except ZeroDivisionError as error:
-        return error.__traceback__
+        return error
     raise AssertionError
 
 
@@ -179,7 +181,34 @@ def test_what_it_was_doing_is_told_by_kinds_with_the_innermost_last_and_by_the_s
     messages: list[Any] = [wire.Heartbeat(), wire.Cancel(request=1), wire.Heartbeat(), wire.Goodbye()]
     mail = Mail("worker-1", messages, [], 0.0, 0, 0.0, OffsetFilter())
     assert doing(raised(mail)) == {"messages": ["Cancel", "Heartbeat", "Goodbye"], "peer": "worker-1"}
-    assert doing(None) == {}
+    assert doing(ValueError()) == {}
+
+
+def test_what_was_noted_is_told_where_no_variables_are() -> None:
+    error = ValueError()
+    note(error, [wire.Heartbeat(), wire.Cancel(request=1)], "worker-1")
+    note(error, [wire.Goodbye()], "of whoever passed it on")
+    assert doing(error) == {"messages": ["Heartbeat", "Cancel"], "peer": "worker-1"}
+
+
+@on_loop
+async def test_what_raises_while_mail_is_taken_in_is_known_to_be_of_that_mail() -> None:
+    failed: list[Exception] = []
+
+    def received(mail: Mail[Any]) -> None:
+        raise ValueError
+
+    mail = Mail[Any]("worker-1", [wire.Cancel(request=1)], [], 0.0, 0, 0.0, OffsetFilter())
+    async with processes() as made:
+        link: Link[Any, Any] = Link(
+            made.runtime().transport, "frontend-1", "worker-1", msgspec.msgpack.Decoder(), received, lambda *_: None
+        )
+        try:
+            link.take(mail)
+        except ValueError as error:
+            failed.append(error)
+    failed[0].__traceback__ = None
+    assert doing(failed[0]) == {"messages": ["Cancel"], "peer": "worker-1"}
 
 
 def test_nothing_of_a_message_is_told_but_its_kind() -> None:

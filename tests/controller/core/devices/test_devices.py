@@ -1,15 +1,26 @@
 """controller/devices: one interface, and what its two makes say to the same questions."""
 
+import ast
 import math
 
 import pytest
 
 from controller.core.devices.action import OVERDUE_FACTOR, Action
 from controller.core.devices.base import RemoteDevice
-from controller.core.devices.black_box import COLD_S, HANGS_AFTER_S, LAST_WORD_S, NOISE, SILENCE_S, STUCK_LOOK_S
+from controller.core.devices.black_box import (
+    COLD_S,
+    HANGS_AFTER_S,
+    LAST_WORD_S,
+    NOISE,
+    SILENCE_S,
+    STUCK_LOOK_S,
+    BlackBox,
+)
 from controller.core.devices.factory import make_device
+from controller.core.devices.paged import PagedDevice
 from mesh import wire
 from mesh.codes import ActionKind
+from scripts import ROOT
 from tests.controller.core.controller_builders import TEN_MS, Shard, hello, prepared, request, spec
 
 OWN = "f:1"
@@ -131,3 +142,18 @@ def test_a_black_box_hangs_only_after_the_last_deadline_of_its_batch() -> None:
     assert action.overdue_s == action.hangs_s + COLD_S + LAST_WORD_S
     assert device.overdue_s == action.overdue_s
     device.check()
+
+
+def abstract_methods() -> list[str]:
+    """What the makes of devices have to say: marked in the source, as the compiled form keeps no marks."""
+    tree = ast.parse((ROOT / "controller/core/devices/base.py").read_text())
+    device = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "RemoteDevice")
+    methods = [node for node in device.body if isinstance(node, ast.FunctionDef)]
+    return [each.name for each in methods if "abstractmethod" in map(ast.unparse, each.decorator_list)]
+
+
+@pytest.mark.parametrize("make", [BlackBox, PagedDevice])
+def test_a_make_of_devices_leaves_nothing_unsaid(make: type[RemoteDevice]) -> None:
+    wanted = abstract_methods()
+    assert len(wanted) > 5
+    assert [name for name in wanted if name not in vars(make)] == []

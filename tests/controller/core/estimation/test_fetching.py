@@ -2,7 +2,14 @@
 
 import random
 
-from controller.core.estimation.fetching import FIRST_MEGABYTE_S, FIRST_S, MARGIN, FetchEstimate
+from controller.core.estimation.fetching import (
+    FIRST_MEGABYTE_S,
+    FIRST_S,
+    MARGIN,
+    PAUSE_S,
+    PAUSE_S_MAX,
+    FetchEstimate,
+)
 
 
 def test_nothing_takes_no_time_and_a_slow_network_is_assumed_until_one_is_seen() -> None:
@@ -49,5 +56,35 @@ def test_a_fetch_that_was_given_up_makes_it_longer() -> None:
     estimate = FetchEstimate()
     before_s = estimate.expected_s(600_000)
     for _ in range(20):
-        estimate.missed(600_000, 0.05)
+        estimate.missed(600_000, 0.05, 100.0)
     assert estimate.expected_s(600_000) > max(0.04, before_s)
+
+
+def test_what_fetches_that_were_given_up_have_taught_is_forgotten_after_pauses_that_double() -> None:
+    estimate = FetchEstimate()
+    for _ in range(50):
+        estimate.learn(600_000, 0.003)
+    before_s, pause_s, now = estimate.expected_s(600_000), PAUSE_S, 100.0
+    for _ in range(8):
+        for _ in range(30):
+            estimate.missed(600_000, 0.5, now)
+        estimate.wake(now + pause_s - 1e-6)
+        assert estimate.expected_s(600_000) > 10 * before_s
+        estimate.wake(now + pause_s)
+        assert estimate.expected_s(600_000) == before_s
+        estimate.wake(now + 1e6)
+        assert estimate.expected_s(600_000) == before_s
+        pause_s = min(2 * pause_s, PAUSE_S_MAX)
+    estimate.learn(600_000, 0.003)
+    estimate.missed(600_000, 0.5, now)
+    estimate.wake(now + PAUSE_S)
+    assert estimate.expected_s(600_000) <= before_s
+
+
+def test_a_fetch_that_succeeds_leaves_what_was_learned_of_those_given_up() -> None:
+    estimate = FetchEstimate()
+    for _ in range(20):
+        estimate.missed(600_000, 0.1, 100.0)
+    estimate.learn(600_000, 0.08)
+    estimate.wake(1e6)
+    assert estimate.expected_s(600_000) > 0.08

@@ -71,18 +71,6 @@ class OneVersion:
         """Nothing is measured."""
 
 
-class ContainerWorker(SimWorker):
-    """A worker that is a container."""
-
-    def hello(self, page_bytes: int) -> wire.WorkerHello:
-        """How it introduces itself."""
-        info = wire.DeviceInfo(name=self.name, kind="container", pages=1, page_bytes=1, any_batch=True, container=REF)
-        return wire.WorkerHello(
-            member=self.name, host="simulated", device=info, free_pages=0, resident=(REF,),
-            prepared=self.versions.reports(),
-        )  # fmt: skip
-
-
 class PoisonedMesh:
     """Requests are told apart by their numbers."""
 
@@ -112,8 +100,10 @@ class PoisonedMesh:
 
     def _add(self, name: str, batch_max: int) -> None:
         versions = OneVersion(batch_max, contained=self._contained)
-        kind = ContainerWorker if self._contained else SimWorker
-        worker = kind(name, self.mesh.timeline, 4, versions, self._duration_s, checked=not self._contained)
+        worker = SimWorker(
+            name, self.mesh.timeline, 4, versions, self._duration_s, checked=not self._contained,
+            container=REF if self._contained else "",
+        )  # fmt: skip
         worker.fault = lambda action: self._fault(worker, versions, action)
         self.mesh.add(worker)
 

@@ -1,19 +1,18 @@
 """The default policy's batches of models with open dimensions."""
 
-from bisect import bisect_left
 from collections.abc import Sequence
 
 import msgspec
 import pytest
 
 from controller.core.devices.base import RemoteDevice
-from controller.core.estimation.estimates import Curve, Term
+from controller.core.estimation.estimates import Term
+from controller.core.estimation.sized import SizedCurve
 from controller.core.policies.atc import Atc, AtcParameters
 from controller.core.policies.base import Batch
 from controller.core.policies.sized_plans import LOOKED_AT, Objectives, SizedPlans
 from controller.core.queues import Request
 from mesh import wire
-from mesh.sizes import Extents
 from tests.controller.core.controller_builders import line, request
 from tests.controller.core.policies.policy_world import NOW, SECONDS, World
 
@@ -26,17 +25,16 @@ def seconds(rows: int, length: int) -> float:
     return 0.5 + rows * length / 16
 
 
-class LengthCurve(Curve):
-    """Durations by rows and length, as a device measured them."""
-
-    def place(self, extents: Extents) -> int:
-        return bisect_left(LENGTHS, extents[0])
-
-    def exec_s(self, rows: int, extents: Extents = ()) -> float:
-        return seconds(rows, extents[0] if extents else LENGTHS[-1]) * self.scale
-
-    def joint_max(self, extents: Extents) -> int:
-        return self.limits[self.place(extents)]
+def length_curve(spec: wire.ModelSpec) -> SizedCurve:
+    """Durations by rows and length, as a device measured them; the lengths are the classes."""
+    sizes = range(1, ROWS_MAX + 1)
+    times = [{rows: seconds(rows, length) for rows in sizes} for length in LENGTHS]
+    curve = SizedCurve([*sizes], [], ROWS_MAX, True, Term(), dims=spec.dims, edges=(LENGTHS,), times=times)
+    curve.bounds = (LENGTHS,)
+    curve.tables = [[0.0, *(seconds(rows, length) for rows in sizes)] for length in LENGTHS]
+    curve.limits = [ROWS_MAX] * len(LENGTHS)
+    curve.shares = [seconds(ROWS_MAX, LENGTHS[-1]) / ROWS_MAX] * len(LENGTHS)
+    return curve
 
 
 class LengthWorld(World):
@@ -59,10 +57,7 @@ class LengthWorld(World):
             model.spec, inputs=(tensor,), dims=(wire.Dim(name="seq", least=1, most=16),), exact=exact
         )
         for device in self.state.devices.values():
-            curve = LengthCurve([1, ROWS_MAX], [seconds(1, 16), seconds(ROWS_MAX, 16)], ROWS_MAX, True, Term())
-            curve.tables = [[0.0, *(seconds(rows, length) for rows in range(1, ROWS_MAX + 1))] for length in LENGTHS]
-            curve.limits = [ROWS_MAX] * len(LENGTHS)
-            device.curves["m:1"] = curve
+            device.curves["m:1"] = length_curve(model.spec)
             device.noise.value_s = 0.0
 
     def asks(

@@ -14,6 +14,7 @@ from frontend.core.applications.messages import (
     Learn,
     Order,
     Refuse,
+    StoreOutcome,
     Tell,
 )
 from frontend.core.protocol import FeedbackRequest
@@ -79,7 +80,7 @@ def test_feedback_is_learned_by_every_model_that_answered_and_then_told() -> Non
     observation = Observation({"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 1.0})
     assert learn == Learn(1, ("app", "u"), learn.policy, tuple(MODELS), observation)
     assert told(give(at, name, label=1)) == (False, "duplicate")
-    assert told(at.handle(FeedbackStored(learn.number, "done", fresh(MODELS)))) == (True, "")
+    assert told(at.handle(FeedbackStored(learn.number, StoreOutcome.DONE, fresh(MODELS)))) == (True, "")
     assert at.core.report()["apps"]["app"]["feedback"] == 1
     assert told(give(at, name, label=1)) == (False, "duplicate")
 
@@ -130,10 +131,10 @@ def test_held_feedback_is_answered_once_and_counted_when_it_is_applied() -> None
     at = Core()
     name = at.decide(a=1, b=1, c=1)
     number = learned(give(at, name, label=1)).number
-    assert told(at.handle(FeedbackStored(number, "held"))) == (False, "store_down")
+    assert told(at.handle(FeedbackStored(number, StoreOutcome.HELD))) == (False, "store_down")
     assert told(give(at, name, label=1)) == (False, "duplicate")
-    assert at.handle(FeedbackStored(number, "held")) == []  # the store was back only for a moment
-    assert at.handle(FeedbackStored(number, "done", fresh(MODELS))) == []
+    assert at.handle(FeedbackStored(number, StoreOutcome.HELD)) == []  # the store was back only for a moment
+    assert at.handle(FeedbackStored(number, StoreOutcome.DONE, fresh(MODELS))) == []
     assert at.core.report()["apps"]["app"]["feedback"] == 1
 
 
@@ -141,8 +142,8 @@ def test_held_feedback_that_cannot_be_applied_in_the_end_is_a_fact_for_the_log()
     at = Core()
     name = at.decide(a=1, b=1, c=1)
     number = learned(give(at, name, label=1)).number
-    at.handle(FeedbackStored(number, "held"))
-    lost = at.handle(FeedbackStored(number, "refused", why="the policy raised"))
+    at.handle(FeedbackStored(number, StoreOutcome.HELD))
+    lost = at.handle(FeedbackStored(number, StoreOutcome.REFUSED, why="the policy raised"))
     assert lost == [HeldFeedbackLost(name, "not_learned", "the policy raised")]
     learned(give(at, name, label=1))
 
@@ -151,7 +152,7 @@ def test_feedback_that_a_policy_refuses_is_told_and_can_be_given_again() -> None
     at = Core()
     name = at.decide(a=1, b=1, c=1)
     number = learned(give(at, name, label=1)).number
-    assert told(at.handle(FeedbackStored(number, "refused", why="KeyError"))) == (False, "not_learned")
+    assert told(at.handle(FeedbackStored(number, StoreOutcome.REFUSED, why="KeyError"))) == (False, "not_learned")
     learned(give(at, name, label=1))
 
 
@@ -179,7 +180,7 @@ def test_feedback_credits_those_models_that_the_application_still_has() -> None:
     learn = learned(give(at, first, label=1))
     assert (learn.models, learn.observation.losses) == (("a",), {"a": 0.0})
     at.handle(table(entry({**definition, "models": ["b"]}, revision=3)))
-    at.handle(FeedbackStored(learn.number, "done", fresh(["a"])))
+    at.handle(FeedbackStored(learn.number, StoreOutcome.DONE, fresh(["a"])))
     assert learned(give(at, second, label=2)).observation.losses == {"b": 1.0}
     at.handle(table())
     assert told(give(at, third, label=1)) == (False, "unknown_app")
@@ -193,21 +194,21 @@ def test_a_parked_decision_is_claimed_and_then_learned() -> None:
     name = at.decide(a=1, b=1, c=1)
     assert give(at, name, label=1) == [Claim(1, name, hold=True)]
     assert told(give(at, name, label=1)) == (False, "duplicate")
-    learned(at.handle(DecisionClaimed(1, "done", b"parked")))
+    learned(at.handle(DecisionClaimed(1, StoreOutcome.DONE, b"parked")))
 
 
 def test_a_parked_decision_that_never_reached_the_store_is_this_frontends_own() -> None:
     at = Core(frontends=2)
     name = at.decide(a=1, b=1, c=1)
     give(at, name, label=1)
-    learned(at.handle(DecisionClaimed(1, "done", None)))
+    learned(at.handle(DecisionClaimed(1, StoreOutcome.DONE, None)))
 
 
 def test_feedback_that_another_frontend_took_before_is_a_duplicate() -> None:
     at = Core(frontends=2)
     name = at.decide(a=1, b=1, c=1)
     give(at, name, label=1)
-    assert told(at.handle(DecisionClaimed(1, "done", b""))) == (False, "duplicate")
+    assert told(at.handle(DecisionClaimed(1, StoreOutcome.DONE, b""))) == (False, "duplicate")
     assert told(give(at, name, label=1)) == (False, "duplicate")
 
 
@@ -215,10 +216,10 @@ def test_a_claim_is_held_while_the_store_is_down() -> None:
     at = Core(frontends=2)
     name = at.decide(a=1, b=1, c=1)
     give(at, name, label=1)
-    assert told(at.handle(DecisionClaimed(1, "held"))) == (False, "store_down")
+    assert told(at.handle(DecisionClaimed(1, StoreOutcome.HELD))) == (False, "store_down")
     assert told(give(at, name, label=1)) == (False, "duplicate")
-    learn = learned(at.handle(DecisionClaimed(1, "done", b"parked")))
-    assert at.handle(FeedbackStored(learn.number, "done", fresh(MODELS))) == []
+    learn = learned(at.handle(DecisionClaimed(1, StoreOutcome.DONE, b"parked")))
+    assert at.handle(FeedbackStored(learn.number, StoreOutcome.DONE, fresh(MODELS))) == []
 
 
 def test_another_frontends_decision_is_adopted_and_corrected_feedback_is_taken() -> None:
@@ -226,8 +227,8 @@ def test_another_frontends_decision_is_adopted_and_corrected_feedback_is_taken()
     name = DecisionTable("76543210", 10, 60.0, b"another").next_id()
     assert give(at, name, label=1) == [Claim(1, name, hold=False)]
     known = encoded(decision(name, parked=True, taken="held back"))
-    learn = learned(at.handle(DecisionClaimed(1, "done", known), 5.0))
-    at.handle(FeedbackStored(learn.number, "refused", why="no"))
+    learn = learned(at.handle(DecisionClaimed(1, StoreOutcome.DONE, known), 5.0))
+    at.handle(FeedbackStored(learn.number, StoreOutcome.REFUSED, why="no"))
     learned(give(at, name, 65.0, label=1))  # its age counts from here
 
 
@@ -235,7 +236,7 @@ def test_wrong_feedback_for_another_frontends_decision_is_refused_once_that_is_k
     at = Core()
     name = DecisionTable("76543210", 10, 60.0, b"another").next_id()
     give(at, name, label=99)
-    (refused,) = at.handle(DecisionClaimed(1, "done", encoded(decision(name))))
+    (refused,) = at.handle(DecisionClaimed(1, StoreOutcome.DONE, encoded(decision(name))))
     assert isinstance(refused, Refuse)
     assert (refused.invalid.code, refused.invalid.id) == ("bad_feedback", 9)
 
@@ -243,9 +244,9 @@ def test_wrong_feedback_for_another_frontends_decision_is_refused_once_that_is_k
 @pytest.mark.parametrize(
     ("event", "reason"),
     [
-        (DecisionClaimed(1, "done", None), "unknown"),
-        (DecisionClaimed(1, "done", b"\xc1"), "unknown"),
-        (DecisionClaimed(1, "refused", why="no disk"), "store_down"),
+        (DecisionClaimed(1, StoreOutcome.DONE, None), "unknown"),
+        (DecisionClaimed(1, StoreOutcome.DONE, b"\xc1"), "unknown"),
+        (DecisionClaimed(1, StoreOutcome.REFUSED, why="no disk"), "store_down"),
     ],
 )
 def test_a_decision_that_nobody_can_read_is_told(event: DecisionClaimed, reason: str) -> None:
