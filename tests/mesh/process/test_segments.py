@@ -326,7 +326,7 @@ def test_a_child_without_exec_does_not_see_the_memory(writer: SegmentWriter) -> 
     put(writer)
     child = os.fork()
     if not child:
-        os._exit(1 if MEMFD_NAME in Path("/proc/self/maps").read_text() else 0)
+        os._exit(1 if f"/memfd:{MEMFD_NAME}" in Path("/proc/self/maps").read_text() else 0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
