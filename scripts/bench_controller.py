@@ -33,6 +33,7 @@ import uvloop
 from rich.table import Table
 
 from gearmesh.telemetry.machine import cpu_s, describe, median, quantile
+from mesh.process.compiled import form
 from scripts.rigs.controller_plots import draw
 from scripts.rigs.controller_rig import EmulatedMesh, Step, controllers, driver
 from scripts.rigs.processes import console
@@ -175,13 +176,6 @@ def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def form() -> str:
-    """Whether controllers' cores are compiled here or interpreted."""
-    from controller.core import scheduler
-
-    return "pure" if str(scheduler.__file__).endswith(".py") else "compiled"
-
-
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures all cells. Raises: RuntimeError."""
     limits = Limits(arguments.rounds, arguments.seconds, arguments.rate_first, arguments.rate_max)
@@ -201,7 +195,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         report(shared, "several controllers share the work: CPU time of all of them together")
     best = max((at["per_core"] or 0 for found in cells for at in found["at"]), default=0)
     console.print(
-        f"at most {best:,.0f} requests/s per core ({form()}); the aim is {AIM_PER_CORE:,}: "
+        f"at most {best:,.0f} requests/s per core ({form().name}); the aim is {AIM_PER_CORE:,}: "
         f"{'hit' if best >= AIM_PER_CORE else 'missed'}; published for the C++ controller of Clockwork: "
         f"{PUBLISHED_PER_CORE:,}"
     )
@@ -209,7 +203,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         console.print(f"where `behind` exceeds {BEHIND_S * 1e3:.0f} ms, this process or the machine was the limit")
     return {
         "machine": describe(),
-        "form": form(),
+        "form": form().name,
         "load_average": os.getloadavg()[0],
         "rounds": limits.rounds,
         "seconds": limits.seconds,

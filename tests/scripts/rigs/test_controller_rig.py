@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from controller.service import ControllerService
+from mesh.process.compiled import form
 from mesh.process.runtime import Runtime
 from mesh.process.settings import Settings
-from scripts import ROOT, bench_controller
+from scripts import ROOT
 from scripts.bench_controller import Limits, peak_of
 from scripts.rigs.controller_plots import draw
 from scripts.rigs.controller_rig import GRACE_S, SLO_S, Step, driver
@@ -118,5 +119,5 @@ def test_the_script_measures_real_controllers(tmp_path: Path) -> None:
     result = json.loads(file.read_text())
     assert [(cell["devices"], cell["models"]) for cell in result["cells"]] == [(1, 8), (4, 8)]
     assert [cell["controllers"] for cell in result["shared"]] == [2]
-    assert result["form"] == bench_controller.form()
+    assert result["form"] == form().name
     assert all(at["cpu_us"] > 0 for cell in result["cells"] for at in cell["at"])
