@@ -36,7 +36,7 @@ from mesh.slabs import GRANULE_BYTES, SLAB_BYTES, SLAB_GRANULES, Slabs
 from mesh.wire import Buffer, Slot
 
 SLOT_BYTES_MAX: Final = SLAB_BYTES
-MEMFD_NAME: Final = "gearmesh"
+MEMFD_NAME: Final = "gearmesh-tensors"
 TOKEN_BYTES: Final = 16
 HEADER: Final = struct.Struct("=16sQQ")  # the secret; where slots begin; granules
 CELLS_AT: Final = 64  # for each granule the generation of the slot that begins there, and its bytes
@@ -351,7 +351,7 @@ def _open(name: str) -> MappedSegment | None:
     try:
         seen = os.open(path, os.O_PATH | os.O_CLOEXEC)  # whatever it is, nothing happens by that
         again = f"/proc/self/fd/{seen}"
-        if not os.readlink(again).startswith(f"/memfd:{MEMFD_NAME}"):
+        if not os.readlink(again).startswith(f"/memfd:{MEMFD_NAME} "):
             return None
         file = os.open(again, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         return _map(path, file, texts[2])

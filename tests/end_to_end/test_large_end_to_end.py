@@ -17,12 +17,13 @@ from frontend.client.async_client import AsyncClient
 from frontend.client.client import Prediction, RequestError
 from gearmesh.operations.meshes import Mesh
 from gpu_worker.packages.export import write_package
+from mesh.process.segments import MEMFD_NAME
 from mesh.tensors import Array
 from scripts.rigs.meshes import LONG_MS, PAUSE_S, run_with_mesh, until
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.slow]
 WIDTH = 50_000  # floats of a row: 200 KB in, and as many out
-MEMFD = "memfd:gearmesh (deleted)"
+MEMFD = f"memfd:{MEMFD_NAME} (deleted)"
 LOOPS = 8
 
 
