@@ -188,8 +188,10 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     found = ratios(results)
     aims = LARGE_AIMS if large else SMALL_AIMS if arguments.payload == SMALL_BYTES else ()
     console.print(aims_table(aims, found))
+    machine = describe()
+    console.print(f"{machine['cpu']}, {machine['cores']} cores; the code is {machine['form']}")
     return {
-        "machine": describe(),
+        "machine": machine,
         "rounds": arguments.rounds,
         "seconds": arguments.seconds,
         "payload": arguments.payload,

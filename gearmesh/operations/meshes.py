@@ -14,6 +14,7 @@ from gearmesh.operations.ports import free_ports
 from gearmesh.operations.supervisor import PROCFILE, Supervisor, processes_of, procfile_commands
 from gearmesh.operations.up import first_of, wait_ready
 from mesh.process.configuration import read_settings
+from mesh.process.settings import without_settings
 
 STARTS_WITHIN_S = 600.0
 
@@ -56,7 +57,7 @@ async def mesh(
     frontends = max(1, formation.get("frontend", 1))
     broker, controller, first, *_ = free_ports(2 + frontends)
     environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("GEARMESH_")},
+        **without_settings(os.environ),
         "GEARMESH_BROKER_PORT": str(broker),
         "GEARMESH_CONTROLLER_PORT": str(controller),
         "GEARMESH_FRONTEND_PORT": str(first),

@@ -4,6 +4,7 @@ configuration.py reads them.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mesh.errors import SettingsError, UnsafeBind
 from mesh.net.keys import LOOPBACK, Keys
+from mesh.process.compiled import PURE
 
 NO_LOCAL_KEYS = (
     "{} has no mesh.key_secret, which the mesh makes when it starts and asks its operators for: start it "
@@ -193,6 +195,14 @@ class Settings(BaseModel):
             raise SettingsError([f"data_dir={self.data_dir}: {NOT_READABLE.format(error.filename)}"]) from error
         except (OSError, ValueError) as error:
             raise SettingsError([f"data_dir={self.data_dir}: no usable keys there: {error}"]) from error
+
+
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of an environment that are no settings: what processes with settings of their own inherit.
+
+    GEARMESH_PURE is none: they run in the form that was asked for.
+    """
+    return {name: value for name, value in environment.items() if name == PURE or not name.startswith("GEARMESH_")}
 
 
 def documentation() -> list[tuple[str, str, str]]:

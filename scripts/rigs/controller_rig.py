@@ -29,6 +29,7 @@ from mesh.net.transport import Mail
 from mesh.process.configuration import read_settings
 from mesh.process.ids import host_id
 from mesh.process.runtime import Runtime
+from mesh.process.settings import without_settings
 from mesh.process.timers import Alarm
 from mesh.roles import PortKind
 from scripts import ROOT
@@ -437,7 +438,7 @@ class EmulatedMesh:
 def controllers(count: int, folder: Path, settings: dict[str, str]) -> Iterator[list[int]]:
     """Process ids of so many controllers, which call the broker that `settings` name; they end with the block."""
     environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("GEARMESH_")},
+        **without_settings(os.environ),
         "PYTHONPATH": str(ROOT), "GEARMESH_CONTROLLER_PORT": "0", "GEARMESH_DATA_DIR": str(folder), **settings,
     }  # fmt: skip
     log = (folder / "controllers.log").open("ab")

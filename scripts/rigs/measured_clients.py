@@ -56,7 +56,7 @@ async def of_async_client(address: str, in_flight: int, requests: int) -> float:
 
 
 def of_blocking_client(address: str, in_flight: int, requests: int) -> float:
-    """The same for `Client`: one `infer` after the other, or `infer_many`."""
+    """The same for `Client`: one `infer` after the other, or `infer_many` of so many."""
     from frontend.client.client import Client
 
     with Client(address) as client:
@@ -65,7 +65,10 @@ def of_blocking_client(address: str, in_flight: int, requests: int) -> float:
         for _ in range(2):
             began_s = time.process_time()
             for _ in range(requests // in_flight):
-                client.infer_many([("m", ROW)] * in_flight, slo_ms=1000)
+                if in_flight == 1:
+                    client.infer("m", ROW, slo_ms=1000)
+                else:
+                    client.infer_many([("m", ROW)] * in_flight, slo_ms=1000)
         return (time.process_time() - began_s) / (requests // in_flight * in_flight) * 1e6
 
 

@@ -17,6 +17,7 @@ from frontend.client.async_client import AsyncClient
 from frontend.client.client import Prediction
 from gearmesh.operations.meshes import Mesh
 from gearmesh.operations.ports import free_ports
+from mesh.process.settings import without_settings
 from scripts import ROOT
 from scripts.rigs.containers import SPECS, X, container, is_ready
 from scripts.rigs.meshes import LIMIT_S, LONG_MS, gearmesh, until
@@ -120,7 +121,7 @@ def test_a_replica_kept_from_another_folder_serves_the_mesh_that_keeps_it_whatev
         if folder is ours:
             address = f"tcp://127.0.0.1:{frontend}"
     (other / "toy.py").write_text("def double(x):\n    return x * 2\n")
-    plain = {key: value for key, value in os.environ.items() if not key.startswith("GEARMESH_")}
+    plain = without_settings(os.environ)
     plain["PYTHONPATH"] = str(ROOT)
     named = {"GEARMESH_CONFIG": str(ours / "gearmesh.toml"), "GEARMESH_DATA_DIR": str(ours / "data-ours")}
 

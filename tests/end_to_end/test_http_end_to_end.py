@@ -24,6 +24,7 @@ from frontend.client.client import Client
 from gearmesh.operations.meshes import Mesh
 from gearmesh.operations.ports import free_ports
 from gearmesh.telemetry.log_report import found_lines
+from mesh.process.settings import without_settings
 from scripts import ROOT
 from scripts.bench_http import request_body
 from scripts.rigs.meshes import (
@@ -520,7 +521,7 @@ def test_a_model_that_nobody_can_serve_does_not_take_the_server_out_of_service(t
 
 def gateway(folder: Path, **settings: object) -> "subprocess.Popen[str]":
     """A gateway alone."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("GEARMESH_")}
+    clean = without_settings(os.environ)
     named = {f"GEARMESH_{key.upper()}": str(value) for key, value in settings.items()}
     return subprocess.Popen(
         [sys.executable, "-m", "frontend.gateway"],

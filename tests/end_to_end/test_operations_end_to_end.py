@@ -18,6 +18,7 @@ from gearmesh.operations.meshes import Mesh
 from gearmesh.operations.ports import free_ports
 from mesh import wire
 from mesh.process.configuration import read_settings
+from mesh.process.settings import without_settings
 from scripts import ROOT
 from scripts.rigs.meshes import LIMIT_S, LONG_MS, emulated_device, emulated_model, run_with_mesh, until
 from tests.end_to_end.conftest import Shared
@@ -194,7 +195,7 @@ def test_two_meshes_run_side_by_side(tmp_path: Path) -> None:
 
 def start(service: str, folder: Path, *flags: str, **settings: object) -> "subprocess.CompletedProcess[str]":
     """Runs a service that is expected to end by itself."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("GEARMESH_")}
+    clean = without_settings(os.environ)
     named = {f"GEARMESH_{key.upper()}": str(value) for key, value in settings.items()}
     environment = {**clean, "GEARMESH_DATA_DIR": str(folder), **named}
     return subprocess.run(

@@ -20,6 +20,7 @@ from frontend.client.async_client import AsyncClient
 from frontend.client.client import Prediction, RequestError
 from gearmesh.operations.ports import free_ports
 from mesh.process.crashes import CRASHED
+from mesh.process.settings import without_settings
 from scripts import ROOT
 from scripts.rigs.meshes import LIMIT_S, LONG_MS, emulated_device, emulated_model, until
 
@@ -40,7 +41,7 @@ class Up:
         broker, controller, frontend = free_ports(3)
         self.address = f"tcp://127.0.0.1:{frontend}"
         environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith("GEARMESH_")},
+            **without_settings(os.environ),
             "PYTHONPATH": str(ROOT),
             "GEARMESH_BROKER_PORT": str(broker),
             "GEARMESH_CONTROLLER_PORT": str(controller),

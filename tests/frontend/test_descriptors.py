@@ -17,6 +17,7 @@ import pytest
 from frontend.client.client import Client
 from gearmesh.operations.ports import free_ports
 from mesh.process.descriptors import KEPT
+from mesh.process.settings import without_settings
 from scripts import ROOT
 from tests.loops import LIMIT_S
 
@@ -31,7 +32,7 @@ def _few() -> None:
 @contextlib.contextmanager
 def process(module: str, folder: Path, **settings: object) -> Iterator[Path]:
     """Runs `python -m module` with few descriptors; yields the file of its log."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("GEARMESH_")}
+    clean = without_settings(os.environ)
     named = {f"GEARMESH_{key.upper()}": str(value) for key, value in settings.items()}
     log = folder / "log"
     with log.open("w") as out, subprocess.Popen(

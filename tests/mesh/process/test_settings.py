@@ -8,7 +8,7 @@ import pytest
 from mesh.errors import SettingsError, UnsafeBind
 from mesh.net.keys import Keys
 from mesh.process.configuration import environment_of, read_settings, settings_or_exit
-from mesh.process.settings import Settings, documentation
+from mesh.process.settings import Settings, documentation, without_settings
 from tests.messages import names
 
 
@@ -33,6 +33,11 @@ def written(folder: Path, text: str) -> Path:
     file = folder / "some.toml"
     file.write_text(text)
     return file
+
+
+def test_processes_with_settings_of_their_own_inherit_all_else_and_the_form_of_the_code() -> None:
+    environment = {"PATH": "/bin", "GEARMESH_PURE": "1", "GEARMESH_THREADS": "2", "GEARMESH_CONFIG": "a.toml"}
+    assert without_settings(environment) == {"PATH": "/bin", "GEARMESH_PURE": "1"}
 
 
 # -- sources ----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from mesh.process.compiled import form
 from mesh.process.runtime import Runtime
 from mesh.process.settings import Settings
 from scripts import ROOT
-from scripts.bench_controller import Limits, peak_of
+from scripts.bench_controller import BEHIND_S, Limits, peak_of
 from scripts.rigs.controller_plots import draw
 from scripts.rigs.controller_rig import GRACE_S, SLO_S, Step, driver
 from tests.loops import on_loop
@@ -72,13 +72,16 @@ def test_who_waits_for_longer_than_the_budget_and_a_moment_is_late_once() -> Non
     assert (step.in_time, step.late, step.open) == (1, 2, 0)
 
 
-def found(shares: Sequence[float]) -> tuple[float, list[float]]:
-    """(the peak, the rates that were tried) where the steps have these shares in time."""
+def found(shares: Sequence[float], behind_ms: float = 0.0) -> tuple[float, list[float]]:
+    """(the peak, the rates that were tried) where the steps have these shares in time.
+
+    `behind_ms`: how far the schedule was behind from the third rate on.
+    """
     left, rates = list(shares), []
 
     async def play(rate: float) -> dict[str, Any]:
         rates.append(rate)
-        return {"in_time": left.pop(0)}
+        return {"in_time": left.pop(0), "behind_ms": behind_ms if rate >= 225.0 else 0.0}
 
     search = peak_of(play, Limits(1, 1.0, 100.0, 1000.0))
     with pytest.raises(StopIteration) as stopped:
@@ -99,6 +102,11 @@ def test_the_peak_is_the_last_rate_before_two_that_were_not_in_time(
     shares: list[float], peak: float, rates: list[float]
 ) -> None:
     assert found(shares) == (peak, rates)
+
+
+def test_a_rate_that_was_not_kept_is_no_peak() -> None:
+    assert found([1.0] * 6, BEHIND_S * 1e3)[0] == 759.375
+    assert found([1.0] * 6, BEHIND_S * 1e3 + 1) == (150.0, [100.0, 150.0, 225.0, 225.0])
 
 
 def test_the_picture_has_a_line_for_each_number_of_devices(tmp_path: Path) -> None:
