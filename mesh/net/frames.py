@@ -6,12 +6,12 @@ Python. Figures: docs/design/transport.md.
 """
 
 import errno
-import os
 from collections.abc import Sequence
 from typing import Final, Protocol, cast
 
 import zmq
 
+from mesh.process.compiled import asked_for_pure
 from mesh.wire import Buffer
 
 FRAME_BYTES_ZERO_COPY: Final = 64 * 1024  # smaller frames are copied, which costs less than the bookkeeping otherwise
@@ -164,7 +164,7 @@ def _content(frame: zmq.Frame) -> Buffer:
 
 def _compiled() -> "type[Channel] | None":
     """The channel in C; None: it was not built, does not know this libzmq, or is not wanted."""
-    if os.environ.get("GEARMESH_PURE", "") not in ("", "0"):
+    if asked_for_pure():
         return None
     try:
         from mesh.net import _drain

@@ -23,6 +23,7 @@ PACKAGES = frozenset(("broker", "controller", "frontend", "gearmesh", "gpu_worke
 INSTALLED = os.path.join(ROOT, "mesh", "compiled")  # the set of a wheel
 STORE = os.path.join(sys.prefix, "share", "gearmesh", "compiled")  # sets of checkouts, and what each of them uses
 MANIFEST = "manifest.txt"
+REASON = "why.txt"  # in a wheel in which nothing could be compiled: why
 LIBRARY = "gearmesh__mypyc"  # name of the module that holds all others
 SUFFIX = EXTENSION_SUFFIXES[0]
 
@@ -84,14 +85,31 @@ class Manifest(NamedTuple):
         return found
 
 
+def asked_for_pure() -> bool:
+    """Whether the environment asks for the interpreted form."""
+    return os.environ.get(PURE, "0") not in ("", "0")
+
+
 def hash_of(content: bytes) -> str:
     """The hash by which an edited source is known: Python's own for such a purpose, 64 bits, in hexadecimal."""
     return source_hash(content).hex()
 
 
 def pointer(root: str, store: str = STORE) -> str:
-    """The file that says which set the checkout at `root` uses, or why it has none."""
-    return os.path.join(store, f"of-{hash_of(root.encode())}")
+    """The file that says which set the checkout at `root` uses, or why it has none; and after that where `root` is.
+
+    A checkout is the same one by whatever symbolic links it is reached.
+    """
+    return os.path.join(store, f"of-{hash_of(os.fsencode(os.path.realpath(root)))}")
+
+
+def first_line(path: str) -> str:
+    """Of the file; empty if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.readline().rstrip("\n")
+    except OSError:
+        return ""
 
 
 def changed(manifest: Manifest, root: str) -> tuple[str, ...]:
@@ -116,14 +134,13 @@ class CompiledLoader(ExtensionFileLoader):
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """The module, whose body has run."""
-        library = sys.modules.get(LIBRARY) or _load_library(self.path)
+        if LIBRARY not in sys.modules:
+            _load_library(self.path)
         name = entry(spec.name)
         try:
-            module = super().create_module(ModuleSpec(name, self, origin=self.path))
+            return super().create_module(ModuleSpec(name, self, origin=self.path))
         finally:
             sys.modules.pop(name, None)
-        assert library is not None
-        return module
 
     def exec_module(self, module: ModuleType) -> None:
         """The module names its source as its file, as the interpreted one does."""
@@ -136,8 +153,8 @@ def entry(name: str) -> str:
     return "gearmesh_" + name.replace("_", "_1").replace(".", "_2")
 
 
-def _load_library(path: str) -> ModuleType:
-    """The module that holds all others. It says that it lies at the root, as the modules derive `__file__` from it."""
+def _load_library(path: str) -> None:
+    """The module that holds all others is loaded. It says that it lies at the root, as the modules derive `__file__` from it."""
     spec = ModuleSpec(LIBRARY, ExtensionFileLoader(LIBRARY, path), origin=path)
     assert spec.loader is not None
     module = spec.loader.create_module(spec)
@@ -145,7 +162,11 @@ def _load_library(path: str) -> ModuleType:
     spec.loader.exec_module(module)
     module.__file__ = os.path.join(ROOT, LIBRARY + SUFFIX)
     sys.modules[LIBRARY] = module
-    return module
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether both are the same place, by whatever symbolic links."""
+    return one == other or os.path.realpath(one) == os.path.realpath(other)
 
 
 class CompiledFinder:
@@ -174,7 +195,7 @@ class CompiledFinder:
             return spec_from_file_location(name, os.path.join(self._folder, extension))
         assert source is not None
         whole = os.path.join(self._root, source)
-        if not path or os.path.join(next(iter(path)), os.path.basename(source)) != whole:
+        if not path or not _same(os.path.join(next(iter(path)), os.path.basename(source)), whole):
             return None  # a package of this name lies somewhere else, too
         loader = CompiledLoader(name, os.path.join(self._folder, LIBRARY + SUFFIX), whole)
         return spec_from_file_location(name, whole, loader=loader)
@@ -199,21 +220,20 @@ class CompiledFinder:
         if self._read:
             return
         self._read = True
-        if os.environ.get(PURE, "0") not in ("", "0"):
+        if asked_for_pure():
             self._why = Why.ASKED
             return
         folder = self._installed
+        if not os.path.exists(os.path.join(folder, MANIFEST)):
+            told = first_line(os.path.join(folder, REASON)) or first_line(pointer(self._root, self._store))
+            if told in tuple(Why):
+                self._why = Why(told)
+                return
+            folder = os.path.join(self._store, told)
         try:
-            if not os.path.exists(os.path.join(folder, MANIFEST)):
-                with open(pointer(self._root, self._store), encoding="utf-8") as file:
-                    told = file.read().strip()
-                if told in tuple(Why):
-                    self._why = Why(told)
-                    return
-                folder = os.path.join(self._store, told)
             with open(os.path.join(folder, MANIFEST), encoding="utf-8") as file:
                 self._manifest = Manifest.read(file.read())
-        except FileNotFoundError:
+        except OSError:  # the set is gone, or half gone
             return
         self._folder = folder
 

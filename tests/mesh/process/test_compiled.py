@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mesh.process import compiled
-from mesh.process.compiled import MANIFEST, PURE, SUFFIX, CompiledFinder, Form, Manifest, Why
+from mesh.process.compiled import MANIFEST, PURE, REASON, SUFFIX, CompiledFinder, Form, Manifest, Why
 
 FILES = {"mesh/a.py": b"A = 1\n", "mesh/b.py": b"B = 2\n"}
 
@@ -126,6 +126,46 @@ def test_a_package_of_the_same_name_that_lies_elsewhere_is_not_ours(checkout: Ch
 @pytest.mark.parametrize("name", ["json", "mesh", "mesh.b", "frontend.client", "a"])
 def test_what_is_not_in_the_set_is_found_by_others(checkout: Checkout, name: str) -> None:
     assert checkout.finder().find_spec(name, [str(checkout.root / "mesh")]) is None
+
+
+@pytest.mark.parametrize("noted_by", ["link", "place"])
+def test_a_checkout_that_is_reached_through_a_symbolic_link_uses_its_set(
+    checkout: Checkout, tmp_path: Path, noted_by: str
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    place, linked = checkout.root, tmp_path / "link" / "root"
+    checkout.root = linked if noted_by == "link" else place
+    checkout.note("d2")
+    checkout.write(checkout.store / "d2")
+    checkout.root = place if noted_by == "link" else linked
+    assert checkout.finder().form() == Form(True, Why.MATCHES)
+    for root in (place, linked):  # whichever of the two paths Python found the package by
+        assert checkout.finder().find_spec("mesh.a", [str(root / "mesh")]) is not None
+
+
+@pytest.mark.parametrize("left", ["folder", "file"])
+def test_what_an_interrupted_set_up_has_left_of_a_set_stops_no_import(checkout: Checkout, left: str) -> None:
+    checkout.note("d2")
+    if left == "folder":
+        (checkout.store / "d2").mkdir()
+    else:
+        (checkout.store / "d2").touch()
+    assert checkout.finder().form() == Form(False, Why.NOT_BUILT)
+    assert not checkout.finds()
+
+
+@pytest.mark.parametrize("why", [Why.NO_COMPILER, Why.FAILED])
+def test_a_wheel_says_why_nothing_was_compiled_when_it_was_built(checkout: Checkout, why: Why) -> None:
+    checkout.installed.mkdir(parents=True)
+    (checkout.installed / REASON).write_text(f"{why}\n")
+    assert checkout.finder().form() == Form(False, why)
+
+
+def test_what_follows_the_first_line_of_a_note_is_for_the_next_set_up(checkout: Checkout) -> None:
+    checkout.note(f"d1\n{checkout.root}")
+    assert checkout.finds()
+    checkout.note(f"{Why.FAILED}\n{checkout.root}")
+    assert checkout.finder().form() == Form(False, Why.FAILED)
 
 
 def test_two_checkouts_do_not_share_what_they_use(checkout: Checkout, tmp_path: Path) -> None:
