@@ -15,7 +15,8 @@ from setuptools.dist import Distribution
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
-from scripts.compiling import CannotCompile, asked_for_pure, build, insisted, objects  # noqa: E402
+from mesh.process.compiled import asked_for_pure  # noqa: E402
+from scripts.compiling import CannotCompile, build, insisted, objects, say_why  # noqa: E402
 
 
 class Gearmesh(Distribution):
@@ -34,21 +35,24 @@ class BuildPy(build_py):
         super().run()
         if self.editable_mode:
             return
-        target = Path(self.build_lib).resolve() / "mesh" / "compiled"
+        copies = Path(self.build_lib).resolve()
+        target = copies / "mesh" / "compiled"
         shutil.rmtree(target, ignore_errors=True)  # of an earlier build
         if asked_for_pure():
             return
+        scratch = Path(self.get_finalized_command("build").build_temp).resolve()  # all in `build_lib` is installed
         try:
-            build(ROOT, target, kept=objects())
+            build(copies, target, kept=objects(), scratch=scratch)
         except CannotCompile as error:
             if insisted():
                 raise
             self.warn(f"not compiled, all will run interpreted: {error}")
+            say_why(target, error.why)  # pip shows no warning
         else:
             self.distribution.holds_binaries = True
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
-        made = Path(self.build_lib, "mesh", "compiled").glob("*") if self.distribution.holds_binaries else ()
+        made = () if self.editable_mode else Path(self.build_lib, "mesh", "compiled").glob("*")
         return [*super().get_outputs(include_bytecode), *map(str, made)]
 
 

@@ -35,7 +35,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # of this checkout, and before all others
 
 from mesh.process import compiled  # noqa: E402
-from mesh.process.compiled import LIBRARY, MANIFEST, PURE, STORE, SUFFIX, Manifest, Why  # noqa: E402
+from mesh.process.compiled import (  # noqa: E402
+    LIBRARY,
+    MANIFEST,
+    PURE,
+    REASON,
+    STORE,
+    SUFFIX,
+    Manifest,
+    Why,
+    asked_for_pure,
+)
 
 COMPILED = (  # patterns of what is compiled, but for INTERPRETED and modules that define messages
     "broker/core/**/*.py",
@@ -71,6 +81,8 @@ FLAGS = ("-O2", "-g0", "-w")  # and those of the variable CFLAGS, which come las
 SETS_MAX = 12  # that are kept in one store; the oldest go
 OBJECTS_MAX = 1000  # likewise
 BUILD_S_MAX = 3600.0  # what was used in this time may be in use
+SCRATCH = ".building-"  # what the names of folders begin with that nobody but their maker uses
+LOCK = "lock"  # in a store: whoever writes notes, or removes sets, holds it
 MYPY = """
 [mypy]
 python_version = {}.{}
@@ -214,37 +226,83 @@ def c_compiler() -> list[str]:
     return [found, *command[1:]] if found == command[0] else [found]
 
 
-def build(root: Path, target: Path, manifest: Manifest | None = None, kept: Path | None = None) -> None:
-    """Compiles the sources at `root` into the folder `target`, which is there afterwards, or not at all.
+def build(
+    root: Path, target: Path, manifest: Manifest | None = None, kept: Path | None = None, scratch: Path | None = None
+) -> None:
+    """Compiles the sources at `root` into the folder `target`, which is there afterwards, whole.
 
-    `kept`: a folder of object files, from which those are taken whose C has not changed. Raises: CannotCompile.
+    `kept`: a folder of object files, from which those are taken whose C has not changed. `scratch`: where that is made
+    which is not whole yet, on the same disk; if not given, beside `target`. Raises: CannotCompile.
     """
     manifest = manifest or manifest_of(root)
+    scratch = scratch or target.parent
+    try:
+        for folder in (scratch, target.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        with _scratch(scratch) as here:
+            made = _made(root, here, manifest, kept or here / "objects")
+            _place(made, target, manifest)
+    except OSError as error:
+        raise CannotCompile(Why.FAILED, str(error)) from error
+
+
+@contextlib.contextmanager
+def _scratch(place: Path) -> Iterator[Path]:
+    """A folder in `place` that is gone afterwards; or later, if the process is killed (`_tidy`)."""
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=place, ignore_cleanup_errors=True) as made:
+        yield Path(made)
+
+
+def _made(root: Path, scratch: Path, manifest: Manifest, kept: Path) -> Path:
+    """The set, in a folder in `scratch`. Raises: CannotCompile, OSError."""
     command = c_compiler()
     if not _version("mypy"):
         raise CannotCompile(Why.FAILED, "mypy is not installed: pip install 'gearmesh[dev]'")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as scratch:
-        translated, made = Path(scratch, "c"), Path(scratch, "set")
-        made.mkdir()
-        files = _translate(root, translated, manifest.modules)
-        _check_unedited(root, manifest)
-        entries = translated / "entries.c"
-        entries.write_text(_entries(manifest.modules))
-        objects_of = Objects(command, _include_paths(translated), kept or translated)
-        written = [root / file for name in manifest.extensions for file in EXTENSIONS[name]]
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            objects = list(pool.map(objects_of.made, [*files, entries, *written]))
-        ours = len(files) + 1
-        _link(command, objects[:ours], made / f"{LIBRARY}{SUFFIX}")
-        rest = iter(objects[ours:])
-        for name, file in manifest.extensions.items():
-            _link(command, [next(rest) for _ in EXTENSIONS[name]], made / file)
-        (made / MANIFEST).write_text(manifest.write())
-        _check_unedited(root, manifest)  # a set that is stale cannot be tried; the objects are kept
-        _try(root, made)
-        with contextlib.suppress(OSError):  # somebody else was quicker: theirs is equal
-            made.rename(target)
+    translated, made = scratch / "c", scratch / "set"
+    made.mkdir()
+    files = _translate(root, translated, manifest.modules)
+    _check_unedited(root, manifest)
+    entries = translated / "entries.c"
+    entries.write_text(_entries(manifest.modules))
+    objects_of = Objects(command, _include_paths(translated), kept)
+    written = [root / file for name in manifest.extensions for file in EXTENSIONS[name]]
+    with ThreadPoolExecutor(_processors()) as pool:
+        objects = list(pool.map(objects_of.made, [*files, entries, *written]))
+    ours = len(files) + 1
+    _link(command, objects[:ours], made / f"{LIBRARY}{SUFFIX}")
+    rest = iter(objects[ours:])
+    for name, file in manifest.extensions.items():
+        _link(command, [next(rest) for _ in EXTENSIONS[name]], made / file)
+    (made / MANIFEST).write_text(manifest.write())
+    _check_unedited(root, manifest)  # a set that is stale cannot be tried; the objects are kept
+    _try(root, made)
+    return made
+
+
+def _processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _holds(target: Path, manifest: Manifest) -> bool:
+    """Whether the set is whole: its manifest is the last that is written, and it comes to its place with all of it."""
+    try:
+        return (target / MANIFEST).read_text() == manifest.write()
+    except OSError:
+        return False
+
+
+def _place(made: Path, target: Path, manifest: Manifest) -> None:
+    """The set lies at `target`: this one, or the equal one of somebody who was quicker. Raises: OSError."""
+    if _holds(target, manifest):
+        return
+    with contextlib.suppress(FileNotFoundError):  # what an interrupted removal has left would be in the way for good
+        target.rename(made.with_name("left"))
+    try:
+        made.rename(target)
+    except OSError:
+        if not _holds(target, manifest):
+            raise
 
 
 def _check_unedited(root: Path, manifest: Manifest) -> None:
@@ -344,14 +402,9 @@ def _run(command: Sequence[str]) -> None:
 
 
 def objects(store: Path = Path(STORE)) -> Path | None:
-    """The folder of objects that set-ups of checkouts have kept; None: there is none."""
+    """The folder of objects that set-ups of checkouts have kept; None: there is none that this process may write to."""
     found = store / "objects"
-    return found if found.exists() else None
-
-
-def asked_for_pure() -> bool:
-    """Whether nothing is to be compiled."""
-    return os.environ.get(PURE, "0") not in ("", "0")
+    return found if os.access(found, os.W_OK) else None
 
 
 def insisted() -> bool:
@@ -359,32 +412,56 @@ def insisted() -> bool:
     return os.environ.get(PURE) == "0"
 
 
+def say_why(target: Path, why: Why) -> None:
+    """In place of a set there is what a process is told that looks for it there."""
+    target.mkdir(parents=True, exist_ok=True)
+    (target / REASON).write_text(f"{why}\n")
+
+
 def set_up(root: Path = ROOT, store: Path = Path(STORE)) -> Path | None:
     """The checkout at `root` uses a set made from its sources, which is returned, or is noted to have none, and why.
 
     Raises: CannotCompile, after it is noted.
     """
-    store.mkdir(parents=True, exist_ok=True)
-    if asked_for_pure():  # what was compiled before stays: it is used where it matches, and nobody asks again
-        if not os.path.exists(compiled.pointer(str(root), str(store))):
-            _note(root, store, Why.ASKED)
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        if not asked_for_pure():
+            return _set_up(root, store)
+        with _alone(store / LOCK):  # what was compiled before stays: it is used where it matches, and nobody asks again
+            if not os.path.exists(compiled.pointer(str(root), str(store))):
+                _note(root, store, Why.ASKED)
         return None
+    except OSError as error:
+        raise CannotCompile(Why.FAILED, str(error)) from error
+
+
+def _set_up(root: Path, store: Path) -> Path:
     manifest = manifest_of(root)
     target = store / digest(root, manifest)
     try:
         with _alone(store / f".{target.name}.lock"):
-            if not (target / MANIFEST).exists():
+            while not _taken(root, store, target, manifest):
                 print(f"compiling {len(manifest.modules)} modules (minutes)", flush=True)
                 began = time.monotonic()
                 build(root, target, manifest, store / "objects")
                 print(f"compiled in {time.monotonic() - began:.0f} s", flush=True)
     except CannotCompile as error:
-        _note(root, store, error.why)
+        with _alone(store / LOCK):
+            _note(root, store, error.why)
         raise
-    target.touch()  # in use: not the oldest
-    _note(root, store, target.name)
-    _tidy(store)
     return target
+
+
+def _taken(root: Path, store: Path, target: Path, manifest: Manifest) -> bool:
+    """Whether the set is there. If so, the checkout uses it, and nobody removes it in between."""
+    with _alone(store / LOCK):
+        if not _holds(target, manifest):
+            return False
+        os.utime(target)  # in use: not the oldest
+        _note(root, store, target.name)
+        with contextlib.suppress(OSError):  # another time
+            _tidy(store)
+        return True
 
 
 @contextlib.contextmanager
@@ -396,27 +473,58 @@ def _alone(lock: Path) -> Iterator[None]:
 
 
 def _note(root: Path, store: Path, told: str) -> None:
-    """Whoever starts from now on reads it; whole."""
-    file = Path(compiled.pointer(str(root), str(store)))
-    scratch = file.with_suffix(f".{os.getpid()}")
-    scratch.write_text(f"{told}\n")
-    scratch.replace(file)
+    """Whoever starts from now on reads it; whole. The caller holds the store's lock."""
+    scratch = store / ".note"  # one name: what a killed process has left is written over
+    scratch.write_bytes(os.fsencode(f"{told}\n{os.path.realpath(root)}\n"))
+    scratch.replace(compiled.pointer(str(root), str(store)))
 
 
 def _tidy(store: Path) -> None:
-    """The oldest sets that no checkout uses are gone, and the oldest objects."""
-    used = {file.read_text().strip() for file in store.glob("of-*")}
+    """Gone: notes of checkouts that are gone, the oldest sets that none uses, the oldest objects, and what was left.
+
+    The caller holds the store's lock.
+    """
+    used = _used(store)
     sets = sorted((found.parent for found in store.glob(f"*/{MANIFEST}")), key=_used_at)
-    for folder in [found for found in sets if found.name not in used][: max(0, len(sets) - SETS_MAX)]:
-        shutil.rmtree(folder, ignore_errors=True)
-        (store / f".{folder.name}.lock").unlink(missing_ok=True)
+    with _scratch(store) as away:  # from where it lies a set goes as a whole, whatever ends this
+        for folder in [found for found in sets if found.name not in used][: max(0, len(sets) - SETS_MAX)]:
+            folder.rename(away / folder.name)
     ages = sorted(((_used_at(file), file) for file in store.glob("objects/*.o")), reverse=True)
-    for used_at, file in ages[OBJECTS_MAX:]:
-        if used_at < time.time() - BUILD_S_MAX:  # no build that has asked for it is still to link it
-            file.unlink(missing_ok=True)
-    for folder in store.glob(".building-*"):  # of a build that was ended
-        if _used_at(folder) < time.time() - BUILD_S_MAX:
-            shutil.rmtree(folder, ignore_errors=True)
+    for file in [file for _, file in ages[OBJECTS_MAX:]]:
+        _remove_old(file)  # an object of the last hour may be one that a build is still to link
+    for left in (*store.glob(f"{SCRATCH}*"), *store.glob("of-*.*")):  # by builds, and notes, that were killed
+        _remove_old(left)
+    for lock in store.glob(".*.lock"):
+        if not (store / lock.name[1:].removesuffix(".lock")).exists():
+            _remove_old(lock)
+
+
+def _used(store: Path) -> set[str]:
+    """Names of the sets that checkouts use. Notes of checkouts that are not there any more are gone afterwards.
+
+    Earlier versions noted no root: nobody knows whether such a checkout is there, so it keeps no set, and its note goes
+    when its set has gone.
+    """
+    used = set()
+    for file in store.glob("of-*"):
+        if "." in file.name:  # a scratch of earlier versions
+            continue
+        told, _, root = os.fsdecode(file.read_bytes()).rstrip("\n").partition("\n")
+        if root and os.path.isdir(os.path.join(root, "mesh")):
+            used.add(told)
+        elif root or (told not in tuple(Why) and not (store / told).exists()):
+            file.unlink()
+    return used
+
+
+def _remove_old(place: Path) -> None:
+    """It is gone if nobody can be using it any more."""
+    if _used_at(place) >= time.time() - BUILD_S_MAX:
+        return
+    if place.is_dir():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink(missing_ok=True)
 
 
 def _used_at(file: Path) -> float:

@@ -154,7 +154,7 @@ def entry(name: str) -> str:
 
 
 def _load_library(path: str) -> None:
-    """The module that holds all others is loaded. It says that it lies at the root, as the modules derive `__file__` from it."""
+    """Loads the module that holds all others. It says that it lies at the root: they derive `__file__` from its own."""
     spec = ModuleSpec(LIBRARY, ExtensionFileLoader(LIBRARY, path), origin=path)
     assert spec.loader is not None
     module = spec.loader.create_module(spec)

@@ -1,5 +1,6 @@
 """scripts/compiling.py: what is compiled, what it depends on, and what is said where it cannot be done."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.process.compiled import MANIFEST, PURE, CompiledFinder, Form, Why
+from mesh.process.compiled import MANIFEST, PURE, CompiledFinder, Form, Why, pointer
 from scripts import ROOT, compiling
 from scripts.compiling import CannotCompile, set_up
 
@@ -97,6 +98,99 @@ def test_a_build_that_was_asked_to_be_pure_makes_nothing(tmp_path: Path, monkeyp
     assert set_up(root, store) is None
     monkeypatch.delenv(PURE)
     assert told(root, store) == Form(False, Why.ASKED)
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment asks for neither form."""
+    monkeypatch.delenv(PURE, raising=False)
+
+
+def given(root: Path, store: Path) -> Path:
+    """The set of the files at `root`, or what a finder takes for it, as if it had been compiled."""
+    manifest = compiling.manifest_of(root)
+    folder = store / compiling.digest(root, manifest)
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text(manifest.write())
+    return folder
+
+
+def note(root: Path, store: Path) -> Path:
+    """The file that says what the checkout uses."""
+    return Path(pointer(str(root), str(store)))
+
+
+@pytest.mark.usefixtures("free")
+def test_a_set_up_through_a_symbolic_link_is_one_of_the_checkout_itself(tmp_path: Path) -> None:
+    root, store = made(tmp_path / "root"), tmp_path / "store"
+    given(root, store)
+    (tmp_path / "link").symlink_to(root, target_is_directory=True)
+    set_up(tmp_path / "link", store)
+    assert told(root, store) == told(tmp_path / "link", store) == Form(True, Why.MATCHES)
+
+
+@pytest.fixture
+def others(tmp_path: Path, free: None, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Checkouts that were set up one after another; a store holds fewer sets if it may."""
+    monkeypatch.setattr(compiling, "SETS_MAX", 2)
+    found = [made(tmp_path / f"other{i}", {"mesh/given.py": f"A = {i}\n"}) for i in range(4)]
+    for i, root in enumerate(found):
+        folder = given(root, tmp_path / "store")
+        set_up(root, tmp_path / "store")
+        os.utime(folder, (i, i))
+    return found
+
+
+def test_a_store_keeps_the_sets_of_checkouts_that_are_there_and_forgets_those_that_are_gone(
+    tmp_path: Path, others: list[Path]
+) -> None:
+    store, last = tmp_path / "store", others[-1]
+    set_up(last, store)
+    assert [told(root, store).why for root in others] == [Why.MATCHES] * 4
+    shutil.rmtree(others[0])
+    shutil.rmtree(others[2])
+    (others[2] / "build").mkdir(parents=True)  # a folder that git does not know stays when a worktree is removed
+    set_up(last, store)
+    assert [note(root, store).exists() for root in others] == [False, True, False, True]
+    assert [told(root, store).why for root in (others[1], last)] == [Why.MATCHES] * 2
+    assert len(list(store.glob(f"*/{MANIFEST}"))) == 2
+    assert not list(store.glob(".building-*"))
+
+
+def test_a_note_that_names_no_checkout_keeps_no_set_and_goes_with_its_own(tmp_path: Path, others: list[Path]) -> None:
+    store, last = tmp_path / "store", others[-1]
+    for root in others[:3]:  # as earlier versions wrote them
+        note(root, store).write_text(note(root, store).read_text().partition("\n")[0] + "\n")
+    set_up(last, store)
+    assert [told(root, store).why for root in others] == [Why.NOT_BUILT] * 2 + [Why.MATCHES] * 2
+    set_up(last, store)
+    assert [note(root, store).exists() for root in others] == [False, False, True, True]
+
+
+def test_what_killed_set_ups_have_left_is_removed_when_it_is_old(tmp_path: Path, others: list[Path]) -> None:
+    store, last = tmp_path / "store", others[-1]
+    (store / "gone").mkdir()
+    left = [note(others[0], store).with_suffix(".123"), store / ".gone.lock", store / ".0123abcd.lock"]
+    for file in left:  # the first is a scratch of earlier versions, which kept whatever set was named in it
+        file.write_text("gone\n")
+    set_up(last, store)
+    assert all(file.exists() for file in left)
+    for file in left:
+        os.utime(file, (1, 1))
+    set_up(last, store)
+    assert [file.exists() for file in left] == [False, True, False]
+    assert all(note(root, store).exists() for root in others)
+
+
+@pytest.mark.usefixtures("free")
+def test_a_store_that_cannot_be_written_is_a_build_that_failed(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    root = made(tmp_path / "root")
+    for attempt in (lambda place: set_up(root, place), lambda place: compiling.build(root, place / "set")):
+        with pytest.raises(CannotCompile) as raised:
+            attempt(tmp_path / "file" / "store")
+        assert raised.value.why == Why.FAILED
+        assert str(tmp_path / "file" / "store") in str(raised.value)
 
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler is installed")
@@ -201,3 +295,55 @@ def test_a_set_is_made_once_and_what_ended_builds_left_is_removed(
     assert (first / MANIFEST).stat().st_mtime_ns == made_at
     assert [folder.name for folder in store.glob(".building-*")] == [".building-new"]
     assert told(root, store) == Form(True, Why.MATCHES)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("free")
+def test_whatever_lies_where_a_set_belongs_the_next_set_up_puts_it_there(tmp_path: Path) -> None:
+    root, store = made(tmp_path / "root"), tmp_path / "store"
+    target = set_up(root, store)
+    assert target is not None
+    whole = {file.name: file.read_bytes() for file in target.iterdir()}
+    library = next(name for name in whole if name != MANIFEST)
+    for left in ({library: b"half"}, {MANIFEST: b""}, None):  # None: a file that has the name of the set
+        shutil.rmtree(target)
+        if left is None:
+            target.touch()
+        else:
+            target.mkdir()
+            for name, content in left.items():
+                (target / name).write_bytes(content)
+        assert set_up(root, store) == target
+        assert {file.name for file in target.iterdir()} == whole.keys()
+        assert told(root, store) == Form(True, Why.MATCHES)
+    assert not list(store.glob(".building-*"))
+
+
+@needs_compiler
+@pytest.mark.usefixtures("free")
+def test_a_set_that_somebody_removes_before_it_is_noted_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, store = made(tmp_path / "root"), tmp_path / "store"
+    target = given(root, store)
+    locks = []
+    real = fcntl.flock
+
+    def removing(file: object, operation: int) -> None:
+        """Somebody else had the second lock before, and has removed the set."""
+        locks.append(file)
+        if len(locks) == 2:
+            shutil.rmtree(target)
+        real(file, operation)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fcntl, "flock", removing)
+    assert set_up(root, store) == target
+    assert (target / MANIFEST).exists()
+    assert told(root, store) == Form(True, Why.MATCHES)
+
+
+@needs_compiler
+def test_a_build_needs_no_call_that_only_linux_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    compiling.build(made(tmp_path / "root"), tmp_path / "set")
+    assert (tmp_path / "set" / MANIFEST).exists()
