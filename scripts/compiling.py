@@ -86,6 +86,7 @@ LOCK = "lock"  # in a store: whoever writes notes, or removes sets, holds it
 MYPY = """
 [mypy]
 python_version = {}.{}
+cache_dir = {}
 no_site_packages = True
 ignore_missing_imports = True
 follow_imports = silent
@@ -318,7 +319,7 @@ def _translate(root: Path, target: Path, found: dict[str, str]) -> list[Path]:
 
     target.mkdir(parents=True)
     settings = target / "mypy.ini"
-    settings.write_text(MYPY.format(*sys.version_info))
+    settings.write_text(MYPY.format(*sys.version_info[:2], os.devnull))
     told = io.StringIO()
     options = CompilerOptions(multi_file=True, target_dir=str(target), group_name=LIBRARY.removesuffix("__mypyc"))
     try:

@@ -186,11 +186,13 @@ def test_what_killed_set_ups_have_left_is_removed_when_it_is_old(tmp_path: Path,
 def test_a_store_that_cannot_be_written_is_a_build_that_failed(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     root = made(tmp_path / "root")
-    for attempt in (lambda place: set_up(root, place), lambda place: compiling.build(root, place / "set")):
-        with pytest.raises(CannotCompile) as raised:
-            attempt(tmp_path / "file" / "store")
-        assert raised.value.why == Why.FAILED
-        assert str(tmp_path / "file" / "store") in str(raised.value)
+    store = tmp_path / "file" / "store"
+    with pytest.raises(CannotCompile) as set_up_raised:
+        set_up(root, store)
+    with pytest.raises(CannotCompile) as build_raised:
+        compiling.build(root, store / "set")
+    for raised in (set_up_raised.value, build_raised.value):
+        assert (raised.why, str(store) in str(raised)) == (Why.FAILED, True)
 
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler is installed")
@@ -219,7 +221,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = {"mesh/__init__.py": INSTALL, "controller/__init__.py": INSTALL, "mesh/process/__init__.py": ""}
     files["mesh/process/compiled.py"] = (ROOT / "mesh/process/compiled.py").read_text()
     root = made(tmp_path_factory.mktemp("installed"), files)
+    before = {file.name for file in root.iterdir()}
     compiling.build(root, root / "mesh" / "compiled")
+    assert {file.name for file in root.iterdir()} == before
     return root
 
 
