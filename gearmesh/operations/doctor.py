@@ -48,7 +48,7 @@ FORMS = {  # {why code runs interpreted: what is said of it}
     Why.NOT_BUILT: "it was never made: scripts/setup, or a wheel for this Python and machine, has it",
     Why.NO_COMPILER: "there was no C compiler, or no headers of Python: install them (Debian: gcc, python3-dev) and "
     "run scripts/setup, or pip install again",
-    Why.FAILED: "compiling failed: run scripts/setup, which says why",
+    Why.FAILED: f"compiling failed: run scripts/setup, or pip install again with {PURE}=0, which say why",
     Why.STALE: "run scripts/setup",
 }
 Finding = tuple[str, str, str]  # (good | note | bad, subject, finding)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.tags import sys_tags
+from packaging.utils import parse_wheel_filename
 
 import gearmesh
 from frontend.client.async_client import AsyncClient
@@ -23,6 +25,7 @@ from gearmesh.cli.main import COMMANDS
 from gearmesh.cli.start import NEEDS
 from gearmesh.operations.ports import free_ports
 from mesh.codes import ErrorCode
+from mesh.process.compiled import LIBRARY, MANIFEST, PURE, SUFFIX, Why, asked_for_pure
 from scripts import ROOT
 from scripts.rigs.house import PRODUCT
 from scripts.rigs.meshes import emulated_device, emulated_model, until
@@ -40,10 +43,8 @@ print(json.dumps([prediction.model, list(prediction.output.shape), sorted(sys.mo
 """
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of what is committed to, so that nothing is left behind in the checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
+def built(folder: Path, **environment: str) -> Path:
+    """A wheel, from a copy of what is committed to, so that nothing is left behind in the checkout."""
     source = folder / "source"
     ignored = shutil.ignore_patterns("__pycache__")
     for name in PRODUCT:
@@ -53,10 +54,24 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, source / name)
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, source],
-        check=True, capture_output=True,
+        check=True, capture_output=True, env=os.environ | environment,
     )  # fmt: skip
     (found,) = folder.glob("*.whl")
     return found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In the form in which the tests run."""
+    return built(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def compiled_wheel(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The one of all tests if it is compiled; else one that is made for its own tests, and need not be quick."""
+    if not asked_for_pure():
+        return wheel
+    return built(tmp_path_factory.mktemp("compiled"), **{PURE: "0", "CFLAGS": "-O0"})
 
 
 class Environment:
@@ -156,6 +171,28 @@ def test_the_wheel_holds_the_product_and_its_data_and_nothing_else(wheel: Path) 
 
 def test_without_extras_it_needs_three_libraries(wheel: Path) -> None:
     assert brought(requirements(wheel), "", set()) == {"pyzmq", "msgpack", "numpy"}
+
+
+FORM = """
+import mesh.sizes
+from mesh.process.compiled import form
+print(*form()[:2], type(mesh.sizes.joint).__name__)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler is installed")
+def test_a_compiled_wheel_is_for_this_python_and_machine_and_matches_where_it_is_installed(
+    compiled_wheel: Path, tmp_path: Path
+) -> None:
+    found = {name for name in zipfile.ZipFile(compiled_wheel).namelist() if name.startswith("mesh/compiled/")}
+    assert found == {f"mesh/compiled/{name}" for name in (MANIFEST, LIBRARY + SUFFIX, f"_drain{SUFFIX}")}
+    _, _, _, tags = parse_wheel_filename(compiled_wheel.name)
+    assert tags <= set(sys_tags())
+    assert {tag.interpreter for tag in tags} == {f"cp{sysconfig.get_config_var('py_version_nodot')}"}
+    environment = Environment(tmp_path / "venv", compiled_wheel, [LIBRARIES])
+    told = environment.run("python", "-P", "-c", FORM, cwd=tmp_path)
+    assert told.stdout.split() == ["True", Why.MATCHES, "builtin_function_or_method"], told.stderr
 
 
 EXTRA_OF = {

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from gearmesh.operations.doctor import examine_descriptors, examine_repository, examine_status
+from gearmesh.operations.doctor import examine_descriptors, examine_repository, examine_status, form_finding
 from gpu_worker.packages.contents import ContentDigests
 from gpu_worker.packages.export import write_package
 from mesh import wire
+from mesh.process.compiled import Form, Why
 from mesh.process.descriptors import KEPT
 from mesh.process.settings import Settings
 from tests.loops import on_loop
@@ -118,3 +119,11 @@ def test_fewer_descriptors_than_requests_at_once_are_noted_with_what_to_raise(mo
 def test_what_a_frontend_tells_of_and_somebody_has_to_mend_is_said(told: dict[str, object], found: list[str]) -> None:
     status = {"frontend": "frontend-1", "epoch": 5, **told}
     assert [(grade, what) for grade, what, _ in examine_status(status)] == [("bad", what) for what in found]
+
+
+def test_for_whatever_reason_code_runs_interpreted_something_else_is_said_of_it() -> None:
+    whys = [why for why in Why if why is not Why.MATCHES]
+    findings = [form_finding(Form(False, why)) for why in whys]
+    assert {grade for grade, _, _ in findings} == {"note"}
+    assert len({how for _, _, how in findings}) == len(whys)
+    assert "pip install again with GEARMESH_PURE=0" in form_finding(Form(False, Why.FAILED))[2]
