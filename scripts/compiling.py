@@ -1,21 +1,14 @@
 """Compiles the cores, the simulator's inner loops and the hot shells with mypyc, and what is written in C.
 
-`scripts/setup` runs it for a checkout, `setup.py` for a wheel. The result is a set, as `mesh/process/compiled.py`
-describes it. A checkout's lies in `.venv/share/gearmesh/compiled/`, in a folder named by the digest of all that it was
-made from, so checkouts that share a `.venv` share equal sets, and nothing is done twice.
-
-    python -m scripts.compiling                  # compiles what has changed; tells, and exits with 0, if it cannot
-    GEARMESH_PURE=0 python -m scripts.compiling  # exits with 1 if it cannot
-    GEARMESH_PURE=1 python -m scripts.compiling  # compiles nothing
+The result is a set, as `mesh/process/compiled.py` describes it. `scripts/compiled_sets.py` makes those of checkouts,
+`setup.py` that of a wheel.
 
 mypy reads the sources without the libraries that they use, whose types are then unknown: what comes out depends on
 nothing but the sources, mypy and Python.
 """
 
-import argparse
 import ast
 import contextlib
-import fcntl
 import hashlib
 import io
 import os
@@ -25,7 +18,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
@@ -44,7 +36,6 @@ from mesh.process.compiled import (  # noqa: E402
     SUFFIX,
     Manifest,
     Why,
-    asked_for_pure,
 )
 
 COMPILED = (  # patterns of what is compiled, but for INTERPRETED and modules that define messages
@@ -78,11 +69,7 @@ INTERPRETED = {  # {file that stays as it is: why}
 }
 EXTENSIONS = {"mesh.net._drain": ["mesh/net/_drain.c"]}  # {module: its sources in C}; built where they are
 FLAGS = ("-O2", "-g0", "-w")  # and those of the variable CFLAGS, which come last
-SETS_MAX = 12  # that are kept in one store; the oldest go
-OBJECTS_MAX = 1000  # likewise
-BUILD_S_MAX = 3600.0  # what was used in this time may be in use
 SCRATCH = ".building-"  # what the names of folders begin with that nobody but their maker uses
-LOCK = "lock"  # in a store: whoever writes notes, or removes sets, holds it
 MYPY = """
 [mypy]
 python_version = {}.{}
@@ -240,7 +227,7 @@ def build(
     try:
         for folder in (scratch, target.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        with _scratch(scratch) as here:
+        with scratch_in(scratch) as here:
             made = _made(root, here, manifest, kept or here / "objects")
             _place(made, target, manifest)
     except OSError as error:
@@ -248,8 +235,8 @@ def build(
 
 
 @contextlib.contextmanager
-def _scratch(place: Path) -> Iterator[Path]:
-    """A folder in `place` that is gone afterwards; or later, if the process is killed (`_tidy`)."""
+def scratch_in(place: Path) -> Iterator[Path]:
+    """A folder in `place` that is gone afterwards; or later, if the process is killed (scripts/compiled_sets.py)."""
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=place, ignore_cleanup_errors=True) as made:
         yield Path(made)
 
@@ -285,7 +272,7 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _holds(target: Path, manifest: Manifest) -> bool:
+def is_whole(target: Path, manifest: Manifest) -> bool:
     """Whether the set is whole: its manifest is the last that is written, and it comes to its place with all of it."""
     try:
         return (target / MANIFEST).read_text() == manifest.write()
@@ -295,14 +282,14 @@ def _holds(target: Path, manifest: Manifest) -> bool:
 
 def _place(made: Path, target: Path, manifest: Manifest) -> None:
     """The set lies at `target`: this one, or the equal one of somebody who was quicker. Raises: OSError."""
-    if _holds(target, manifest):
+    if is_whole(target, manifest):
         return
     with contextlib.suppress(FileNotFoundError):  # what an interrupted removal has left would be in the way for good
         target.rename(made.with_name("left"))
     try:
         made.rename(target)
     except OSError:
-        if not _holds(target, manifest):
+        if not is_whole(target, manifest):
             raise
 
 
@@ -417,133 +404,3 @@ def say_why(target: Path, why: Why) -> None:
     """In place of a set there is what a process is told that looks for it there."""
     target.mkdir(parents=True, exist_ok=True)
     (target / REASON).write_text(f"{why}\n")
-
-
-def set_up(root: Path = ROOT, store: Path = Path(STORE)) -> Path | None:
-    """The checkout at `root` uses a set made from its sources, which is returned, or is noted to have none, and why.
-
-    Raises: CannotCompile, after it is noted.
-    """
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-        if not asked_for_pure():
-            return _set_up(root, store)
-        with _alone(store / LOCK):  # what was compiled before stays: it is used where it matches, and nobody asks again
-            if not os.path.exists(compiled.pointer(str(root), str(store))):
-                _note(root, store, Why.ASKED)
-        return None
-    except OSError as error:
-        raise CannotCompile(Why.FAILED, str(error)) from error
-
-
-def _set_up(root: Path, store: Path) -> Path:
-    manifest = manifest_of(root)
-    target = store / digest(root, manifest)
-    try:
-        with _alone(store / f".{target.name}.lock"):
-            while not _taken(root, store, target, manifest):
-                print(f"compiling {len(manifest.modules)} modules (minutes)", flush=True)
-                began = time.monotonic()
-                build(root, target, manifest, store / "objects")
-                print(f"compiled in {time.monotonic() - began:.0f} s", flush=True)
-    except CannotCompile as error:
-        with _alone(store / LOCK):
-            _note(root, store, error.why)
-        raise
-    return target
-
-
-def _taken(root: Path, store: Path, target: Path, manifest: Manifest) -> bool:
-    """Whether the set is there. If so, the checkout uses it, and nobody removes it in between."""
-    with _alone(store / LOCK):
-        if not _holds(target, manifest):
-            return False
-        os.utime(target)  # in use: not the oldest
-        _note(root, store, target.name)
-        with contextlib.suppress(OSError):  # another time
-            _tidy(store)
-        return True
-
-
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Nobody else does the same meanwhile."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _note(root: Path, store: Path, told: str) -> None:
-    """Whoever starts from now on reads it; whole. The caller holds the store's lock."""
-    scratch = store / ".note"  # one name: what a killed process has left is written over
-    scratch.write_bytes(os.fsencode(f"{told}\n{os.path.realpath(root)}\n"))
-    scratch.replace(compiled.pointer(str(root), str(store)))
-
-
-def _tidy(store: Path) -> None:
-    """Gone: notes of checkouts that are gone, the oldest sets that none uses, the oldest objects, and what was left.
-
-    The caller holds the store's lock.
-    """
-    used = _used(store)
-    sets = sorted((found.parent for found in store.glob(f"*/{MANIFEST}")), key=_used_at)
-    with _scratch(store) as away:  # from where it lies a set goes as a whole, whatever ends this
-        for folder in [found for found in sets if found.name not in used][: max(0, len(sets) - SETS_MAX)]:
-            folder.rename(away / folder.name)
-    ages = sorted(((_used_at(file), file) for file in store.glob("objects/*.o")), reverse=True)
-    for file in [file for _, file in ages[OBJECTS_MAX:]]:
-        _remove_old(file)  # an object of the last hour may be one that a build is still to link
-    for left in (*store.glob(f"{SCRATCH}*"), *store.glob("of-*.*")):  # by builds, and notes, that were killed
-        _remove_old(left)
-    for lock in store.glob(".*.lock"):
-        if not (store / lock.name[1:].removesuffix(".lock")).exists():
-            _remove_old(lock)
-
-
-def _used(store: Path) -> set[str]:
-    """Names of the sets that checkouts use. Notes of checkouts that are not there any more are gone afterwards.
-
-    Earlier versions noted no root: nobody knows whether such a checkout is there, so it keeps no set, and its note goes
-    when its set has gone.
-    """
-    used = set()
-    for file in store.glob("of-*"):
-        if "." in file.name:  # a scratch of earlier versions
-            continue
-        told, _, root = os.fsdecode(file.read_bytes()).rstrip("\n").partition("\n")
-        if root and os.path.isdir(os.path.join(root, "mesh")):
-            used.add(told)
-        elif root or (told not in tuple(Why) and not (store / told).exists()):
-            file.unlink()
-    return used
-
-
-def _remove_old(place: Path) -> None:
-    """It is gone if nobody can be using it any more."""
-    if _used_at(place) >= time.time() - BUILD_S_MAX:
-        return
-    if place.is_dir():
-        shutil.rmtree(place, ignore_errors=True)
-    else:
-        place.unlink(missing_ok=True)
-
-
-def _used_at(file: Path) -> float:
-    """Seconds since 1970; 0 if somebody else has just removed it."""
-    try:
-        return file.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def main() -> None:
-    argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
-    try:
-        set_up()
-    except CannotCompile as error:
-        print(f"{'' if insisted() else 'warning: '}not compiled, all runs interpreted: {error}", file=sys.stderr)
-        raise SystemExit(1 if insisted() else 0) from error
-
-
-if __name__ == "__main__":
-    main()

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from mesh.process.compiled import MANIFEST, PURE, CompiledFinder, Form, Why, pointer
-from scripts import ROOT, compiling
-from scripts.compiling import CannotCompile, set_up
+from scripts import ROOT, compiled_sets, compiling
+from scripts.compiled_sets import set_up
+from scripts.compiling import CannotCompile
 
 BASE = """
 class Base:
@@ -132,7 +133,7 @@ def test_a_set_up_through_a_symbolic_link_is_one_of_the_checkout_itself(tmp_path
 @pytest.fixture
 def others(tmp_path: Path, free: None, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Checkouts that were set up one after another; a store holds fewer sets if it may."""
-    monkeypatch.setattr(compiling, "SETS_MAX", 2)
+    monkeypatch.setattr(compiled_sets, "SETS_MAX", 2)
     found = [made(tmp_path / f"other{i}", {"mesh/given.py": f"A = {i}\n"}) for i in range(4)]
     for i, root in enumerate(found):
         folder = given(root, tmp_path / "store")
