@@ -249,7 +249,7 @@ class Scheduler:
     def _fill(self, device: RemoteDevice, now: float, orders: list[Order]) -> None:
         """The device gets all that is due, and is left alone until something changes."""
         preparation = self._preparations[device.worker]
-        if now >= device.overdue_s:
+        if device.is_overdue(now):
             self._results.lose_overdue(device, orders, now)
             self.state.next_turn()
             self.state.touch_all()

@@ -304,8 +304,15 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
         self.overdue_s = min(self.overdue_s, action.overdue_s)
         self.touch()
 
+    def is_overdue(self, now: float) -> bool:
+        """Whether an action is overdue; `overdue_s`, which may be that of one that has ended, is right afterwards."""
+        if now < self.overdue_s:
+            return False
+        self.found_overdue()
+        return now >= self.overdue_s
+
     def found_overdue(self) -> None:
-        """All that was overdue has been taken for lost."""
+        """All that was overdue has ended, or been taken for lost."""
         self.overdue_s = min((action.overdue_s for action in self.actions.values()), default=math.inf)
 
     # -- results ------------------------------------------------------------------------------------------------------
