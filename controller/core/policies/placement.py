@@ -50,6 +50,16 @@ class Candidate:
     load_s: float  # duration of the LOAD
 
 
+@dataclass(slots=True)
+class FreePages:
+    """What is known of one device's free pages, and of LOADs for them."""
+
+    device: RemoteDevice
+    listed: deque[tuple[str, int]] = field(default_factory=deque)  # (ref, hosts) of models for them, best first
+    waited_s: float = -math.inf  # the device's last LOAD that requests waited for
+    nothing_fits: int = -1  # the device's `changes` when a search found nothing that fits
+
+
 def ahead_of(device: RemoteDevice, now: float) -> float:
     """Seconds of EXEC that the device has ahead: what it was sent, and its share of what waits."""
     return device.exec.free_at(now) - now + device.backlog_s
@@ -62,12 +72,10 @@ class Placement:
     state: ShardState
     fairness: Fairness
     _began_s: float = math.inf  # the first search: nothing was counted before
-    _waited_s: dict[str, float] = field(default_factory=dict)  # {worker: its last LOAD that requests waited for}
     _pressed_s: float = -math.inf  # the last LOAD, on any device, that could not have waited for another one
     _refused: dict[str, None] = field(default_factory=dict)  # unplaced refs whose requests were refused, latest last
-    _prefetch: dict[str, deque[tuple[str, int]]] = field(default_factory=dict)  # {worker: (ref, hosts), best first}
-    _prefetch_s: dict[str, float] = field(default_factory=dict)  # {worker: when its next prefetch may be done}
-    _nothing_fits: dict[str, tuple[int, int]] = field(default_factory=dict)  # {worker: (free pages, versions) then}
+    _free: dict[str, FreePages] = field(default_factory=dict)  # {worker: its free pages}
+    _put_off: dict[str, float] = field(default_factory=dict)  # {worker: when its next prefetch may be done}
     _turn: int = 0  # for which both below are right, but for what has shifted since
     _lacking: dict[str, None] = field(default_factory=dict)  # refs whose hosts do not get all done that waits
     _behind: dict[str, None] = field(default_factory=dict)  # refs whose hosts are all far behind
@@ -92,7 +100,7 @@ class Placement:
         for candidate in candidates:
             plan = self._make_room(device, candidate.model, candidate.gain, now, relaxed=relaxed)
             if plan is not None:
-                self._waited_s[device.worker] = now
+                self._free_of(device).waited_s = now
                 if candidate.slack_s < candidate.load_s:
                     self._pressed_s = now
                 return plan
@@ -162,8 +170,18 @@ class Placement:
             del self._refused[next(iter(self._refused))]
 
     def wake_at(self, now: float) -> float:
-        """When the next prefetch that is put off may be done; infinity if none is put off."""
-        return min((at_s for at_s in self._prefetch_s.values() if at_s > now), default=math.inf)
+        """When the next prefetch that is put off may be done; infinity if none is put off.
+
+        That is when its device is looked at for LOADs, and while one is under way there, its end makes that known.
+        """
+        next_s = math.inf
+        for worker, put_off_s in self._put_off.items():
+            device = self.state.devices.get(worker)
+            if device is not None and not len(device.load):
+                at_s = max(put_off_s, device.load_look_s)
+                if now < at_s < next_s:
+                    next_s = at_s
+        return next_s
 
     def _refused_and_nowhere(self) -> list[Model]:
         """Models on no device that nobody waits for, though they were asked."""
@@ -309,13 +327,13 @@ class Placement:
     def _prefetch_one(self, device: RemoteDevice, now: float) -> LoadPlan | None:
         """A model for free pages, if there is one that fits."""
         residency = device.residency
+        self._put_off.pop(device.worker, None)
         if len(device.load) or residency.free <= 0:
             return None
-        free, versions = self._nothing_fits.get(device.worker, (0, 0))
-        if residency.free <= free and len(device.curves) == versions:
+        known = self._free_of(device)
+        if known.nothing_fits == device.changes:
             return None
-        self._prefetch_s.pop(device.worker, None)
-        listed = self._prefetch.setdefault(device.worker, deque())
+        listed = known.listed
         for _ in range(2):  # what is left of the last list; then a new one
             while listed:
                 ref, hosts = listed.popleft()
@@ -323,18 +341,35 @@ class Placement:
                 if model is None or len(model.hosts) > hosts or not device.may_load(ref, now):
                     continue
                 if device.pages[ref] <= residency.free:
-                    waited_s = max(self._pressed_s, self._waited_s.get(device.worker, -math.inf))
+                    waited_s = max(self._pressed_s, known.waited_s)
                     at_s = waited_s + PREFETCH_AFTER * device.loads[ref].load_s()
                     if now >= at_s or all(self.state.models[other].hosts for other in device.curves):
                         return LoadPlan(model, ())
                     listed.appendleft((ref, hosts))
-                    self._prefetch_s[device.worker] = at_s
+                    self._put_off[device.worker] = at_s
                     return None
             listed.extend(self._prefetch_list(device, now))
-        if any(pages <= residency.free and device.may_load(ref, now) for ref, pages in device.pages.items()):
-            return None  # later, perhaps
-        self._nothing_fits[device.worker] = (residency.free, len(device.curves))
-        return None
+        barred = [fault.retry_s for ref, fault in device.load_faults.items() if self._is_barred(device, ref, now)]
+        if barred:
+            self._put_off[device.worker] = min(barred)
+        elif not any(pages <= residency.free and device.may_load(ref, now) for ref, pages in device.pages.items()):
+            known.nothing_fits = device.changes
+        return None  # what fits, but is not known well enough, or barred, may be loaded later
+
+    def _is_barred(self, device: RemoteDevice, ref: str, now: float) -> bool:
+        """Whether the model would fit, but its LOAD failed so recently that the next attempt is not due."""
+        absent = ref in device.curves and ref not in device.residency.models
+        return absent and device.load_barred(ref, now) and device.pages[ref] <= device.residency.free
+
+    def _free_of(self, device: RemoteDevice) -> FreePages:
+        """What is known of the device's free pages. Of devices that are gone, all is forgotten when a new one comes."""
+        known = self._free.get(device.worker)
+        if known is None or known.device is not device:
+            devices = self.state.devices
+            self._free = {worker: other for worker, other in self._free.items() if worker in devices}
+            self._put_off = {worker: at_s for worker, at_s in self._put_off.items() if worker in devices}
+            known = self._free[device.worker] = FreePages(device)
+        return known
 
     def _prefetch_list(self, device: RemoteDevice, now: float) -> list[tuple[str, int]]:
         """Models that are not here and fit, with how many hosts they have: those that are asked most per host first."""
