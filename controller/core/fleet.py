@@ -76,7 +76,7 @@ class Fleet:
     def leave(self, worker: str) -> tuple[list[Action], list[Order]]:
         """A worker is gone. Returns the actions that it had, and what others are told."""
         orders: list[Order] = []
-        device = self.state.devices.pop(worker, None)
+        device = self.state.drop_device(worker)
         if device is None:
             return [], orders
         self.readiness.nothing_ready(device)

@@ -10,12 +10,14 @@ is served at least once in
 Source: docs/design/policy.md, "Fairness".
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 PATIENCE_S = 1.0
 SHARE = 0.1  # of device time that starving models may take
 CREDIT_S_MAX = 0.05  # credit does not grow further while nobody starves
+GONE_MAX = 64  # and as many as there are: models that are gone, and of which something is known
 
 
 @dataclass(slots=True)
@@ -29,6 +31,19 @@ class Fairness:
     _patient: list[tuple[float, str]] = field(default_factory=list)  # heap of (served_s, ref): the others, and some
     # that were served since, which leave it when their time has come
     _at_s: float = 0.0  # when the credit was last brought up to date
+
+    def __len__(self) -> int:
+        """Models of which something is known."""
+        return len(self._served_s)
+
+    def forget_others(self, models: Collection[str]) -> None:
+        """Of models that are gone, not many are known. `models`: those that are there."""
+        if len(self._served_s) <= 2 * len(models) + GONE_MAX:
+            return
+        for ref in [ref for ref in self._served_s if ref not in models]:
+            del self._served_s[ref]
+            self._starving.pop(ref, None)
+            self._due.pop(ref, None)
 
     def served(self, ref: str, now: float) -> None:
         """A batch of the model was sent."""

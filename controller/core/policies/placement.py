@@ -212,6 +212,7 @@ class Placement:
 
     def _starving(self, device: RemoteDevice, now: float) -> LoadPlan | None:
         """The unplaced model whose patience ended first, whichever models have to leave for it."""
+        self.fairness.forget_others(self.state.models)
         self.fairness.accrue(now, len(self.state.devices))
         for ref in self.fairness.first(self.state.unplaced, now):
             model = self.state.models[ref]

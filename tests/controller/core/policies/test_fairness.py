@@ -5,7 +5,7 @@ import random
 import pytest
 
 from controller.core.policies.base import LoadPlan
-from controller.core.policies.fairness import CREDIT_S_MAX, PATIENCE_S, SHARE, Fairness
+from controller.core.policies.fairness import CREDIT_S_MAX, GONE_MAX, PATIENCE_S, SHARE, Fairness
 from tests.controller.core.controller_builders import request
 from tests.controller.core.policies.policy_world import NOW, SECONDS, World
 
@@ -62,6 +62,20 @@ def test_who_is_due_depends_on_losses_and_services_and_not_on_who_asked_before(s
         for served, ref, at_s in log:
             (fresh.served if served else fresh.lost)(ref, at_s)
         assert asked.first(waiting, now) == fresh.first(waiting, now)
+
+
+def test_of_models_that_are_gone_only_the_latest_are_known() -> None:
+    fairness, there = Fairness(), dict.fromkeys(("a:1", "b:1"))
+    fairness.lost("a:1", NOW)
+    for number in range(1000):
+        fairness.lost(f"gone:{number}", NOW)
+        fairness.forget_others(there)
+        assert len(fairness) <= 2 * len(there) + GONE_MAX
+    due = fairness.first(there, OVER_S)
+    assert due == ["a:1"]
+    assert "gone:0" not in fairness.first({"a:1": None, "gone:0": None}, OVER_S)
+    fairness.lost("gone:0", OVER_S)  # it is there again, as a new one
+    assert fairness.first({"gone:0": None}, OVER_S + PATIENCE_S) == []
 
 
 # -- among several devices --------------------------------------------------------------------------------------------
