@@ -123,6 +123,7 @@ class Fleet:
             del self.contents.terms[ref]
         if ended:
             self._rewant(orders, now)
+            self.state.touch_all()
         for worker, ref in self.unclaimed.due(now):
             self.readiness.forget(self.state.devices[worker], ref, orders)
         return orders
