@@ -79,14 +79,19 @@ class Placement:
     _turn: int = 0  # for which both below are right, but for what has shifted since
     _lacking: dict[str, None] = field(default_factory=dict)  # refs whose hosts do not get all done that waits
     _behind: dict[str, None] = field(default_factory=dict)  # refs whose hosts are all far behind
+    _backlog_s: float | None = None  # of all devices together; None: it was not asked for since one has changed
 
     def choose(self, device: RemoteDevice, now: float) -> LoadPlan | None:
         """The device's next LOAD."""
         self._began_s = min(self._began_s, now)
+        self._put_off.pop(device.worker, None)
         self._follow(now)
         plan = self._starving(device, now)
         if plan is not None:
             return plan
+        wanted = self.state.unplaced or self._refused or self._lacking or self._behind
+        if not wanted and device.residency.free <= 0:
+            return None  # as most searches end
         candidates = []
         for model in self._wanted(device):
             if device.may_load(model.ref, now):
@@ -116,12 +121,14 @@ class Placement:
             self._turn = state.turn
             self._lacking.clear()
             self._behind.clear()
+            self._backlog_s = None
             state.shifted.clear()
             for model in state.active.values():
                 if model.hosts:
                     self._judge(model, now)
         elif state.shifted:
             shifted = list(state.shifted.values())
+            self._backlog_s = None
             state.shifted.clear()
             for device in shifted:
                 for ref in device.waiting:
@@ -228,8 +235,9 @@ class Placement:
         models, devices = self.state.models, self.state.devices
         wanted = [models[ref] for ref in self.state.unplaced]
         if len(devices) > 1 and self._lacking:
-            backlog_s = sum([other.backlog_s for other in devices.values()], 0.0)
-            if device.backlog_s * len(devices) <= REPLICATE_BELOW * backlog_s:
+            if self._backlog_s is None:
+                self._backlog_s = sum([other.backlog_s for other in devices.values()], 0.0)
+            if device.backlog_s * len(devices) <= REPLICATE_BELOW * self._backlog_s:
                 wanted += [model for ref, model in self.state.active.items() if ref in self._lacking and model.hosts]
         return wanted
 
@@ -328,7 +336,6 @@ class Placement:
     def _prefetch_one(self, device: RemoteDevice, now: float) -> LoadPlan | None:
         """A model for free pages, if there is one that fits."""
         residency = device.residency
-        self._put_off.pop(device.worker, None)
         if len(device.load) or residency.free <= 0:
             return None
         known = self._free_of(device)
@@ -405,3 +412,5 @@ class Placement:
             if min(ahead_of(host, now) for host in model.hosts.values()) > limit_s:
                 behind.add(ref)
         assert self._behind.keys() & waiting.keys() == behind
+        backlog_s = sum([device.backlog_s for device in self.state.devices.values()], 0.0)
+        assert self._backlog_s is None or self._backlog_s == backlog_s
