@@ -7,20 +7,18 @@ A device is given the first of these that there is:
     is only done if it saves more, until its model leaves again, than its victims would have served. Unplaced models
     whose requests were all refused, because the LOAD takes longer than a request may, are ranked with the others.
   * A replica of a model whose hosts are far behind this device.
-  * A model for free pages, in proportion to demand, while no request has waited for a LOAD lately. Nobody makes room
-    for it.
+  * A model for free pages (`prefetch.py`). Nobody makes room for it.
 
 Models with waiting or running work are never victims. Source: docs/design/policy.md, "Placement".
 """
 
-import heapq
 import math
-from collections import deque
 from dataclasses import dataclass, field
 
 from controller.core.devices.base import RemoteDevice
 from controller.core.policies.base import LoadPlan
 from controller.core.policies.fairness import Fairness
+from controller.core.policies.prefetch import Prefetch
 from controller.core.policies.starts import start_of
 from controller.core.residency import DECAY_S
 from controller.core.state import Model, ShardState
@@ -32,10 +30,6 @@ HYSTERESIS = 1.5  # x a victim's future requests, so that what was just loaded s
 REPLICATE_BELOW = 0.9  # a device with less than this share of the mean backlog also takes models that others have
 RELIEVE_AT = 0.25  # a model whose hosts are behind by this share of its SLO gets another one
 REFUSED_MAX = 64  # unplaced models with refused requests that are remembered
-KNOWN_ASKED = 16  # requests per host that show how much a model is asked, even before its LOADs are done
-ASKED_MIN = 0.5  # decayed count of requests; models that are asked less come last for free pages
-PREFETCH_AFTER = 1.0  # x its LOAD: nobody must have waited for a LOAD for so long before free pages are filled
-PREFETCH_MAX = 16  # models listed for free pages, before popularity is looked at anew
 VICTIMS_LOOKED_AT = 32  # least recently used models among which victims are chosen
 
 
@@ -50,16 +44,6 @@ class Candidate:
     load_s: float  # duration of the LOAD
 
 
-@dataclass(slots=True)
-class FreePages:
-    """What is known of one device's free pages, and of LOADs for them."""
-
-    device: RemoteDevice
-    listed: deque[tuple[str, int]] = field(default_factory=deque)  # (ref, hosts) of models for them, best first
-    waited_s: float = -math.inf  # the device's last LOAD that requests waited for
-    nothing_fits: int = -1  # the device's `changes` when a search found nothing that fits
-
-
 def ahead_of(device: RemoteDevice, now: float) -> float:
     """Seconds of EXEC that the device has ahead: what it was sent, and its share of what waits."""
     return device.exec.free_at(now) - now + device.backlog_s
@@ -71,20 +55,21 @@ class Placement:
 
     state: ShardState
     fairness: Fairness
+    _prefetch: Prefetch = field(init=False)
     _began_s: float = math.inf  # the first search: nothing was counted before
-    _pressed_s: float = -math.inf  # the last LOAD, on any device, that could not have waited for another one
     _refused: dict[str, None] = field(default_factory=dict)  # unplaced refs whose requests were refused, latest last
-    _free: dict[str, FreePages] = field(default_factory=dict)  # {worker: its free pages}
-    _put_off: dict[str, float] = field(default_factory=dict)  # {worker: when its next prefetch may be done}
     _turn: int = 0  # for which both below are right, but for what has shifted since
     _lacking: dict[str, None] = field(default_factory=dict)  # refs whose hosts do not get all done that waits
     _behind: dict[str, None] = field(default_factory=dict)  # refs whose hosts are all far behind
     _backlog_s: float | None = None  # of all devices together; None: it was not asked for since one has changed
 
+    def __post_init__(self) -> None:
+        self._prefetch = Prefetch(self.state)
+
     def choose(self, device: RemoteDevice, now: float) -> LoadPlan | None:
         """The device's next LOAD."""
         self._began_s = min(self._began_s, now)
-        self._put_off.pop(device.worker, None)
+        self._prefetch.searched(device)
         self._follow(now)
         plan = self._starving(device, now)
         if plan is not None:
@@ -105,11 +90,9 @@ class Placement:
         for candidate in candidates:
             plan = self._make_room(device, candidate.model, candidate.gain, now, relaxed=relaxed)
             if plan is not None:
-                self._free_of(device).waited_s = now
-                if candidate.slack_s < candidate.load_s:
-                    self._pressed_s = now
+                self._prefetch.waited(device, now, pressed=candidate.slack_s < candidate.load_s)
                 return plan
-        return self.relieve(device, now) or self._prefetch_one(device, now)
+        return self.relieve(device, now) or self._prefetch.choose(device, now)
 
     def _follow(self, now: float) -> None:
         """The models that another host would help are known.
@@ -177,18 +160,8 @@ class Placement:
             del self._refused[next(iter(self._refused))]
 
     def wake_at(self, now: float) -> float:
-        """When the next prefetch that is put off may be done; infinity if none is put off.
-
-        That is when its device is looked at for LOADs, and while one is under way there, its end makes that known.
-        """
-        next_s = math.inf
-        for worker, put_off_s in self._put_off.items():
-            device = self.state.devices.get(worker)
-            if device is not None and not len(device.load):
-                at_s = max(put_off_s, device.load_look_s)
-                if now < at_s < next_s:
-                    next_s = at_s
-        return next_s
+        """When a LOAD is due that no event will cause; infinity if there is no such time."""
+        return self._prefetch.wake_at(now)
 
     def _refused_and_nowhere(self) -> list[Model]:
         """Models on no device that nobody waits for, though they were asked."""
@@ -332,70 +305,6 @@ class Placement:
         if missing > 0 or lost > gain:
             return None
         return LoadPlan(model, tuple(chosen))
-
-    def _prefetch_one(self, device: RemoteDevice, now: float) -> LoadPlan | None:
-        """A model for free pages, if there is one that fits."""
-        residency = device.residency
-        if len(device.load) or residency.free <= 0:
-            return None
-        known = self._free_of(device)
-        if known.nothing_fits == device.changes:
-            return None
-        listed = known.listed
-        for _ in range(2):  # what is left of the last list; then a new one
-            while listed:
-                ref, hosts = listed.popleft()
-                model = self.state.models.get(ref)
-                if model is None or len(model.hosts) > hosts or not device.may_load(ref, now):
-                    continue
-                if device.pages[ref] <= residency.free:
-                    waited_s = max(self._pressed_s, known.waited_s)
-                    at_s = waited_s + PREFETCH_AFTER * device.loads[ref].load_s()
-                    if now >= at_s or all(self.state.models[other].hosts for other in device.curves):
-                        return LoadPlan(model, ())
-                    listed.appendleft((ref, hosts))
-                    self._put_off[device.worker] = at_s
-                    return None
-            listed.extend(self._prefetch_list(device, now))
-        barred = [fault.retry_s for ref, fault in device.load_faults.items() if self._is_barred(device, ref, now)]
-        if barred:
-            self._put_off[device.worker] = min(barred)
-        elif not any(pages <= residency.free and device.may_load(ref, now) for ref, pages in device.pages.items()):
-            known.nothing_fits = device.changes
-        return None  # what fits, but is not known well enough, or barred, may be loaded later
-
-    def _is_barred(self, device: RemoteDevice, ref: str, now: float) -> bool:
-        """Whether the model would fit, but its LOAD failed so recently that the next attempt is not due."""
-        absent = ref in device.curves and ref not in device.residency.models
-        return absent and device.load_barred(ref, now) and device.pages[ref] <= device.residency.free
-
-    def _free_of(self, device: RemoteDevice) -> FreePages:
-        """What is known of the device's free pages. Of devices that are gone, all is forgotten when a new one comes."""
-        known = self._free.get(device.worker)
-        if known is None or known.device is not device:
-            devices = self.state.devices
-            self._free = {worker: other for worker, other in self._free.items() if worker in devices}
-            self._put_off = {worker: at_s for worker, at_s in self._put_off.items() if worker in devices}
-            known = self._free[device.worker] = FreePages(device)
-        return known
-
-    def _prefetch_list(self, device: RemoteDevice, now: float) -> list[tuple[str, int]]:
-        """Models that are not here and fit, with how many hosts they have: those that are asked most per host first."""
-        models, free = self.state.models, device.residency.free
-        absent = [models[ref] for ref, pages in device.pages.items() if pages <= free and device.may_load(ref, now)]
-
-        def order(model: Model) -> tuple[bool, float, int, str]:
-            asked, hosts = model.popularity.value(now), len(model.hosts)
-            return (asked < ASKED_MIN, -asked / (1 + hosts) ** 2, hosts, model.ref)
-
-        known = [model for model in absent if not model.hosts or self._is_known(model, now)]
-        return [(model.ref, len(model.hosts)) for model in heapq.nsmallest(PREFETCH_MAX, known, key=order)]
-
-    def _is_known(self, model: Model, now: float) -> bool:
-        """Whether it is known well enough how much the model is asked to say if it should have one more host."""
-        if model.popularity.value(now) >= KNOWN_ASKED * len(model.hosts):
-            return True
-        return all(host.residency.models[model.ref].loading is None for host in model.hosts.values())
 
     def check(self, now: float) -> None:
         """Every invariant holds: what is followed from change to change in a turn is what a look at all would find."""

@@ -5,7 +5,7 @@ import gc
 import pytest
 
 from controller.core.devices.paged import PagedDevice
-from controller.core.policies.placement import FreePages
+from controller.core.policies.prefetch import FreePages
 from controller.core.policies.registry import POLICIES
 from mesh.codes import ActionKind
 from tests.controller.core.controller_builders import Shard, hello, prepared

@@ -3,7 +3,7 @@
 import pytest
 
 from controller.core.devices.base import LOAD_LOOK_EVERY_S, LOAD_RETRY_S
-from controller.core.policies.placement import PREFETCH_AFTER
+from controller.core.policies.prefetch import PREFETCH_AFTER
 from mesh.codes import ActionCode, ActionKind
 from tests.controller.core.controller_builders import TEN_MS, Shard, hello, line, prepared, wake_at, woken
 
