@@ -76,7 +76,7 @@ class Fleet:
     def leave(self, worker: str) -> tuple[list[Action], list[Order]]:
         """A worker is gone. Returns the actions that it had, and what others are told."""
         orders: list[Order] = []
-        device = self.state.devices.pop(worker, None)
+        device = self.state.drop_device(worker)
         if device is None:
             return [], orders
         self.readiness.nothing_ready(device)
@@ -123,6 +123,7 @@ class Fleet:
             del self.contents.terms[ref]
         if ended:
             self._rewant(orders, now)
+            self.state.touch_all()
         for worker, ref in self.unclaimed.due(now):
             self.readiness.forget(self.state.devices[worker], ref, orders)
         return orders

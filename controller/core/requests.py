@@ -46,8 +46,14 @@ class OpenRequests:
     _expire_after_s: float = 0.0  # queues are not looked through again before
 
     def uses(self, ref: str) -> bool:
-        """Whether a request for this version has not ended."""
-        return any(request.ref == ref for request in self.open.values())
+        """Whether a request for this version has not ended: it waits, or is bound."""
+        if self.state.is_asked(ref):
+            return True
+        for device in self.state.devices.values():
+            for action in device.actions.values():
+                if action.ref == ref and action.requests and not action.needless:
+                    return True
+        return False
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
@@ -290,6 +296,8 @@ class OpenRequests:
         assert not apart & (waiting | bound), "a request waits apart that is waiting or bound, too"
         assert waiting | apart <= opened, "a request waits that has ended"
         assert opened <= waiting | apart | bound, "a request is neither waiting nor bound"
+        used = {request.ref for request in self.open.values()}
+        assert used == {ref for ref in {*self.state.models, *used} if self.uses(ref)}
 
 
 def _bound(request: Request) -> bool:

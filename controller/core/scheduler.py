@@ -34,7 +34,6 @@ from controller.core.versions.wanted import WantedVersions
 from mesh import wire
 from mesh.codes import ActionCode, RequestOutcome
 
-OK = ActionCode.OK
 WORKERS_COME_S = 3.0  # after the start requests wait so long for workers, on their way from our predecessor
 PREPARE_S = 0.1  # between two looks whether a device has time for measuring
 GONE_HEARTBEATS = 2  # missed: what is sent to a worker then, and is never heard of, it has not begun
@@ -216,8 +215,6 @@ class Scheduler:
 
     def result(self, worker: str, result: wire.ActionResult, *, now: float) -> list[Order]:
         """An action has ended, one way or another."""
-        if result.code != OK:  # it may change what other devices are to do, too
-            self.state.touch_all()
         return self._results.take(worker, result, now)
 
     # -- decisions ----------------------------------------------------------------------------------------------------
@@ -243,13 +240,12 @@ class Scheduler:
                 self._fill(device, now, orders)
         if self.versions.draining or self._unclaimed.kept:
             orders.extend(self.fleet.drain(self._requests.uses, now))
-            self.state.touch_all()
         return orders
 
     def _fill(self, device: RemoteDevice, now: float, orders: list[Order]) -> None:
         """The device gets all that is due, and is left alone until something changes."""
         preparation = self._preparations[device.worker]
-        if now >= device.overdue_s:
+        if device.is_overdue(now):
             self._results.lose_overdue(device, orders, now)
             self.state.next_turn()
             self.state.touch_all()

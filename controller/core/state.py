@@ -258,6 +258,14 @@ class ShardState:
             model.ready.pop(device.worker, None)
         device.remove(ref)
 
+    def drop_device(self, worker: str) -> RemoteDevice | None:
+        """The device is gone; it is returned, and `drop_ready` is to be called for what it serves. None: there is none.
+
+        Whatever is kept by device ends here.
+        """
+        self.shifted.pop(worker, None)
+        return self.devices.pop(worker, None)
+
     def add_host(self, model: Model, device: RemoteDevice) -> None:
         """The model is on its way to the device, or there."""
         self._share(model, -model.cost_s)

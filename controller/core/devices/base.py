@@ -89,6 +89,7 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
     leaving: bool = False  # it said goodbye and gets nothing new
     fewer_pages_s: float = math.inf  # since when its worker has said that it has fewer free pages than we count
     room_for_more: bool = True  # another model may fit; False: a search found none, and nothing has changed since
+    changes: int = 0  # how often a version became ready here or left its memory: what fits, fits until the next one
     quiet_until_s: float = -math.inf  # the scheduler need not look at it before, unless it is touched; -inf: it must
     quiet_wake_s: float = math.inf  # while it is quiet: when time alone gives the scheduler something to do there
 
@@ -249,11 +250,16 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
         self.pages.pop(ref, None)
         self.load_faults.pop(ref, None)
 
+    def changed(self) -> None:
+        """A version has become ready here, or has left its memory: another model may fit."""
+        self.changes += 1
+        self.room_for_more = True
+        self.touch()
+
     def not_resident(self, ref: str) -> None:
         """The version is not in the device's memory."""
         self.residency.gone(ref)
-        self.room_for_more = True
-        self.touch()
+        self.changed()
 
     # -- actions ------------------------------------------------------------------------------------------------------
 
@@ -304,8 +310,15 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
         self.overdue_s = min(self.overdue_s, action.overdue_s)
         self.touch()
 
+    def is_overdue(self, now: float) -> bool:
+        """Whether an action is overdue; `overdue_s`, which may be that of one that has ended, is right afterwards."""
+        if now < self.overdue_s:
+            return False
+        self.found_overdue()
+        return now >= self.overdue_s
+
     def found_overdue(self) -> None:
-        """All that was overdue has been taken for lost."""
+        """All that was overdue has ended, or been taken for lost."""
         self.overdue_s = min((action.overdue_s for action in self.actions.values()), default=math.inf)
 
     # -- results ------------------------------------------------------------------------------------------------------

@@ -73,8 +73,7 @@ class BlackBox(RemoteDevice):
         self.loads[ref] = LoadEstimate(LOAD_S, self.load_term)
         if ref not in self.residency.models:
             self.residency.place(ref, report.pages, 0.0)
-        self.room_for_more = True
-        self.touch()
+        self.changed()
 
     def remove(self, ref: str) -> None:
         """The version is not ready here any more."""

@@ -54,8 +54,7 @@ class PagedDevice(RemoteDevice):
         else:
             self.curves[report.ref] = make_curve(profile, spec.batch_max, any_batch, term, pace)
         self.loads[report.ref] = LoadEstimate(max(profile.load_s, LOAD_S_MIN), self.load_term)
-        self.room_for_more = True
-        self.touch()
+        self.changed()
 
     def failed(self, ref: str) -> bool:
         """It has to prepare the version anew."""

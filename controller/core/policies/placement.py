@@ -7,20 +7,18 @@ A device is given the first of these that there is:
     is only done if it saves more, until its model leaves again, than its victims would have served. Unplaced models
     whose requests were all refused, because the LOAD takes longer than a request may, are ranked with the others.
   * A replica of a model whose hosts are far behind this device.
-  * A model for free pages, in proportion to demand, while no request has waited for a LOAD lately. Nobody makes room
-    for it.
+  * A model for free pages (`prefetch.py`). Nobody makes room for it.
 
 Models with waiting or running work are never victims. Source: docs/design/policy.md, "Placement".
 """
 
-import heapq
 import math
-from collections import deque
 from dataclasses import dataclass, field
 
 from controller.core.devices.base import RemoteDevice
 from controller.core.policies.base import LoadPlan
 from controller.core.policies.fairness import Fairness
+from controller.core.policies.prefetch import Prefetch
 from controller.core.policies.starts import start_of
 from controller.core.residency import DECAY_S
 from controller.core.state import Model, ShardState
@@ -32,10 +30,6 @@ HYSTERESIS = 1.5  # x a victim's future requests, so that what was just loaded s
 REPLICATE_BELOW = 0.9  # a device with less than this share of the mean backlog also takes models that others have
 RELIEVE_AT = 0.25  # a model whose hosts are behind by this share of its SLO gets another one
 REFUSED_MAX = 64  # unplaced models with refused requests that are remembered
-KNOWN_ASKED = 16  # requests per host that show how much a model is asked, even before its LOADs are done
-ASKED_MIN = 0.5  # decayed count of requests; models that are asked less come last for free pages
-PREFETCH_AFTER = 1.0  # x its LOAD: nobody must have waited for a LOAD for so long before free pages are filled
-PREFETCH_MAX = 16  # models listed for free pages, before popularity is looked at anew
 VICTIMS_LOOKED_AT = 32  # least recently used models among which victims are chosen
 
 
@@ -61,24 +55,28 @@ class Placement:
 
     state: ShardState
     fairness: Fairness
+    _prefetch: Prefetch = field(init=False)
     _began_s: float = math.inf  # the first search: nothing was counted before
-    _waited_s: dict[str, float] = field(default_factory=dict)  # {worker: its last LOAD that requests waited for}
-    _pressed_s: float = -math.inf  # the last LOAD, on any device, that could not have waited for another one
     _refused: dict[str, None] = field(default_factory=dict)  # unplaced refs whose requests were refused, latest last
-    _prefetch: dict[str, deque[tuple[str, int]]] = field(default_factory=dict)  # {worker: (ref, hosts), best first}
-    _prefetch_s: dict[str, float] = field(default_factory=dict)  # {worker: when its next prefetch may be done}
-    _nothing_fits: dict[str, tuple[int, int]] = field(default_factory=dict)  # {worker: (free pages, versions) then}
     _turn: int = 0  # for which both below are right, but for what has shifted since
     _lacking: dict[str, None] = field(default_factory=dict)  # refs whose hosts do not get all done that waits
     _behind: dict[str, None] = field(default_factory=dict)  # refs whose hosts are all far behind
+    _backlog_s: float | None = None  # of all devices together; None: it was not asked for since one has changed
+
+    def __post_init__(self) -> None:
+        self._prefetch = Prefetch(self.state)
 
     def choose(self, device: RemoteDevice, now: float) -> LoadPlan | None:
         """The device's next LOAD."""
         self._began_s = min(self._began_s, now)
+        self._prefetch.searched(device)
         self._follow(now)
         plan = self._starving(device, now)
         if plan is not None:
             return plan
+        wanted = self.state.unplaced or self._refused or self._lacking or self._behind
+        if not wanted and device.residency.free <= 0:
+            return None  # as most searches end
         candidates = []
         for model in self._wanted(device):
             if device.may_load(model.ref, now):
@@ -92,11 +90,9 @@ class Placement:
         for candidate in candidates:
             plan = self._make_room(device, candidate.model, candidate.gain, now, relaxed=relaxed)
             if plan is not None:
-                self._waited_s[device.worker] = now
-                if candidate.slack_s < candidate.load_s:
-                    self._pressed_s = now
+                self._prefetch.waited(device, now, pressed=candidate.slack_s < candidate.load_s)
                 return plan
-        return self.relieve(device, now) or self._prefetch_one(device, now)
+        return self.relieve(device, now) or self._prefetch.choose(device, now)
 
     def _follow(self, now: float) -> None:
         """The models that another host would help are known.
@@ -108,12 +104,14 @@ class Placement:
             self._turn = state.turn
             self._lacking.clear()
             self._behind.clear()
+            self._backlog_s = None
             state.shifted.clear()
             for model in state.active.values():
                 if model.hosts:
                     self._judge(model, now)
         elif state.shifted:
             shifted = list(state.shifted.values())
+            self._backlog_s = None
             state.shifted.clear()
             for device in shifted:
                 for ref in device.waiting:
@@ -162,8 +160,8 @@ class Placement:
             del self._refused[next(iter(self._refused))]
 
     def wake_at(self, now: float) -> float:
-        """When the next prefetch that is put off may be done; infinity if none is put off."""
-        return min((at_s for at_s in self._prefetch_s.values() if at_s > now), default=math.inf)
+        """When a LOAD is due that no event will cause; infinity if there is no such time."""
+        return self._prefetch.wake_at(now)
 
     def _refused_and_nowhere(self) -> list[Model]:
         """Models on no device that nobody waits for, though they were asked."""
@@ -194,6 +192,7 @@ class Placement:
 
     def _starving(self, device: RemoteDevice, now: float) -> LoadPlan | None:
         """The unplaced model whose patience ended first, whichever models have to leave for it."""
+        self.fairness.forget_others(self.state.models)
         self.fairness.accrue(now, len(self.state.devices))
         for ref in self.fairness.first(self.state.unplaced, now):
             model = self.state.models[ref]
@@ -209,8 +208,9 @@ class Placement:
         models, devices = self.state.models, self.state.devices
         wanted = [models[ref] for ref in self.state.unplaced]
         if len(devices) > 1 and self._lacking:
-            backlog_s = sum([other.backlog_s for other in devices.values()], 0.0)
-            if device.backlog_s * len(devices) <= REPLICATE_BELOW * backlog_s:
+            if self._backlog_s is None:
+                self._backlog_s = sum([other.backlog_s for other in devices.values()], 0.0)
+            if device.backlog_s * len(devices) <= REPLICATE_BELOW * self._backlog_s:
                 wanted += [model for ref, model in self.state.active.items() if ref in self._lacking and model.hosts]
         return wanted
 
@@ -306,54 +306,6 @@ class Placement:
             return None
         return LoadPlan(model, tuple(chosen))
 
-    def _prefetch_one(self, device: RemoteDevice, now: float) -> LoadPlan | None:
-        """A model for free pages, if there is one that fits."""
-        residency = device.residency
-        if len(device.load) or residency.free <= 0:
-            return None
-        free, versions = self._nothing_fits.get(device.worker, (0, 0))
-        if residency.free <= free and len(device.curves) == versions:
-            return None
-        self._prefetch_s.pop(device.worker, None)
-        listed = self._prefetch.setdefault(device.worker, deque())
-        for _ in range(2):  # what is left of the last list; then a new one
-            while listed:
-                ref, hosts = listed.popleft()
-                model = self.state.models.get(ref)
-                if model is None or len(model.hosts) > hosts or not device.may_load(ref, now):
-                    continue
-                if device.pages[ref] <= residency.free:
-                    waited_s = max(self._pressed_s, self._waited_s.get(device.worker, -math.inf))
-                    at_s = waited_s + PREFETCH_AFTER * device.loads[ref].load_s()
-                    if now >= at_s or all(self.state.models[other].hosts for other in device.curves):
-                        return LoadPlan(model, ())
-                    listed.appendleft((ref, hosts))
-                    self._prefetch_s[device.worker] = at_s
-                    return None
-            listed.extend(self._prefetch_list(device, now))
-        if any(pages <= residency.free and device.may_load(ref, now) for ref, pages in device.pages.items()):
-            return None  # later, perhaps
-        self._nothing_fits[device.worker] = (residency.free, len(device.curves))
-        return None
-
-    def _prefetch_list(self, device: RemoteDevice, now: float) -> list[tuple[str, int]]:
-        """Models that are not here and fit, with how many hosts they have: those that are asked most per host first."""
-        models, free = self.state.models, device.residency.free
-        absent = [models[ref] for ref, pages in device.pages.items() if pages <= free and device.may_load(ref, now)]
-
-        def order(model: Model) -> tuple[bool, float, int, str]:
-            asked, hosts = model.popularity.value(now), len(model.hosts)
-            return (asked < ASKED_MIN, -asked / (1 + hosts) ** 2, hosts, model.ref)
-
-        known = [model for model in absent if not model.hosts or self._is_known(model, now)]
-        return [(model.ref, len(model.hosts)) for model in heapq.nsmallest(PREFETCH_MAX, known, key=order)]
-
-    def _is_known(self, model: Model, now: float) -> bool:
-        """Whether it is known well enough how much the model is asked to say if it should have one more host."""
-        if model.popularity.value(now) >= KNOWN_ASKED * len(model.hosts):
-            return True
-        return all(host.residency.models[model.ref].loading is None for host in model.hosts.values())
-
     def check(self, now: float) -> None:
         """Every invariant holds: what is followed from change to change in a turn is what a look at all would find."""
         if not self.state.turn or self._turn != self.state.turn:
@@ -369,3 +321,5 @@ class Placement:
             if min(ahead_of(host, now) for host in model.hosts.values()) > limit_s:
                 behind.add(ref)
         assert self._behind.keys() & waiting.keys() == behind
+        backlog_s = sum([device.backlog_s for device in self.state.devices.values()], 0.0)
+        assert self._backlog_s is None or self._backlog_s == backlog_s

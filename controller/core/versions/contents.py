@@ -77,13 +77,17 @@ class VersionContents:
         worker = next(iter(self.held.get(ref, ())), None)
         return self.preparations[worker].stages[ref].report if worker is not None else None
 
-    def free(self, ref: str) -> None:
-        """A device that had the version is gone. If no other has it, devices that read other files prepare it again."""
-        if self.of(ref):
-            return
-        for preparation, stage in self.stages(ref):
+    def free(self, ref: str) -> bool:
+        """A device that had the version is gone. If no other has it, devices that read other files prepare it again.
+
+        Returns whether there are any.
+        """
+        freed = False
+        for preparation, stage in self.stages(ref) if not self.of(ref) else ():
             if stage.failed and stage.code == PackageCode.CONTENT_CHANGED:
                 preparation.again(ref)
+                freed = True
+        return freed
 
     def stages(self, ref: str) -> list[tuple[Preparation, Stage]]:
         """How far the version is on each device that is to have it."""

@@ -75,7 +75,7 @@ class Readiness:
                 preparation.give_up(ref, now)
             self._gone(device, ref)
             if had:
-                self.contents.free(ref)
+                self._free(ref)
         else:
             self._not_ready(device, ref)
         self.reporting.report(ref, orders)
@@ -157,7 +157,7 @@ class Readiness:
             had = bool(stage.content)
             preparation.doubted(ref, now)
             if had:
-                self.contents.free(ref)
+                self._free(ref)
             self.reporting.report(ref, orders)
         self.reporting.tell_serving(orders, [ref])
         return orders
@@ -191,6 +191,11 @@ class Readiness:
         """The device serves no version any more, and none waits there for the catalogue."""
         for ref in [*device.curves, *self.contents.held_by(device.worker)]:
             self._not_ready(device, ref)
+
+    def _free(self, ref: str) -> None:
+        """A device that had the version has it no more, and others may prepare it again."""
+        if self.contents.free(ref):
+            self.state.touch_all()
 
     def _gone(self, device: RemoteDevice, ref: str) -> None:
         self._not_ready(device, ref)

@@ -4,7 +4,7 @@ import pytest
 
 from controller.core.versions.preparation import Terms
 from mesh import wire
-from mesh.codes import ErrorCode, PackageCode
+from mesh.codes import ActionCode, ErrorCode, PackageCode
 from tests.controller.core.controller_builders import TEN_MS, Shard, hello, prepared
 
 NEW = {"a:1": Terms(pending=True)}  # nobody has served it
@@ -116,6 +116,19 @@ def test_what_was_read_first_binds_nobody_once_nobody_has_it() -> None:
     made.lose("w1", now=1.0)
     assert made.wake(1.0) == ["w2: prepare a:1"]
     assert made.report(brought("B"), "w2") == ["broker: a:1 would be B"]
+
+
+def test_a_result_by_which_nobody_has_what_was_read_first_frees_devices_that_had_nothing_to_do() -> None:
+    made = shard(NEW, "w1", "w2")
+    made.report(prepared("a:1", None, content="A", measure=((1, 1),)), "w1")
+    assert made.report(brought("B"), "w2") == ["w2: forget a:1"]
+    assert made.wake(0.0) == ["w1: load #1 a:1", "w1: infer #2 a:1 x1 measuring", "w2: prepare a:1 as A"]
+    made.report(changed(), "w2")
+    assert made.wake(1.0) == []
+    assert made.state.devices["w2"].quiet_until_s > 1.0
+    made.loaded(1, now=1.0, worker="w1")
+    made.result(2, now=1.0, worker="w1", code=ActionCode.UNKNOWN_MODEL)
+    assert made.wake(1.0) == ["w1: prepare a:1", "w2: prepare a:1"]
 
 
 def test_a_failure_of_the_files_is_not_looked_at_again_as_long_as_another_device_has_the_right_ones() -> None:
