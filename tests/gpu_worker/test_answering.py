@@ -1,6 +1,8 @@
 """gpu_worker/answering.py and frontend/results.py: each answer reaches its frontend once, whatever becomes of links."""
 
+import gc
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,9 +70,9 @@ class Frontend:
     def number(self) -> int:
         return int(self.addresses[-1].rpartition(":")[2])
 
-    def opens(self, call: int, spec: wire.ModelSpec = SPEC) -> int:
+    def opens(self, call: int, spec: wire.ModelSpec = SPEC, rows: int = 1) -> int:
         """A request is open. Returns its number."""
-        parts = self.table.open(Call("ann", call, "m:1", spec, 1, 0.0, 1e9, False), [b"x"])
+        parts = self.table.open(Call("ann", call, "m:1", spec, rows, 0.0, 1e9, False), [b"x" * rows])
         return parts[0].number
 
     def link(self) -> dict[str, Any]:
@@ -456,6 +458,40 @@ async def test_large_outputs_lie_in_shared_memory_until_they_are_confirmed() -> 
         assert frontend.malformed.items == []
         links.close()
         frontend.port.close()
+
+
+class Batch(bytearray):
+    """All outputs of a batch, of which one can tell whether they are still in memory."""
+
+
+@pytest.mark.parametrize("room", [True, False])
+@on_loop
+async def test_a_batch_of_large_and_small_outputs_leaves_memory_once_the_large_ones_lie_in_slots(room: bool) -> None:
+    """Unless something of it still has to be sent as frames."""
+    rows = 3 * wire.INLINE_BYTES_MAX
+    async with processes(**BRISK) as made:
+        frontend, writer = Frontend(made), CountingWriter(64 << 20 if room else 0)
+        links = sharing(made, writer, frontend)
+        small = frontend.opens(1)
+        ended = job({"frontend-1": small})
+        outputs = Batch(bytes([1]) * 4 + bytes([2]) * 4 * rows)
+        assert isinstance(ended.action, wire.Infer)
+        (part,) = ended.action.parts
+        large = replace(part, request=frontend.opens(2, replace(SPEC, batch_max=rows), rows), rows=rows)
+        ended.action = replace(ended.action, batch=1 + rows, parts=(part, large))
+        ended.outputs = [memoryview(outputs)]
+        there = weakref.ref(outputs)
+        del outputs
+        frontend.port.close()  # nothing is confirmed
+        links.send(ended)
+        del ended
+        turns = Told()
+        frontend.runtime.hub.on_turn(turns)
+        frontend.runtime.hub.schedule_turn()
+        await turns.count(1)
+        gc.collect()
+        assert (there() is None, links.unconfirmed, writer.filled) == (room, 1, room)
+        links.close()
 
 
 @pytest.mark.parametrize("why", ["on another host", "no room", "ending"])
