@@ -21,7 +21,7 @@ class LargeInputs:
         self._host = host
         self._near = False  # some worker is on this machine
         self._held: dict[str, int] = {}  # {ref: bytes of its open parts in slots}, without those that have none
-        self.crowded = 0  # parts that got no slot, though some worker is on this machine
+        self.crowded = 0  # parts that got no slot, though some worker is on this machine, and memory is shared
 
     @property
     def bytes_used(self) -> int:
@@ -45,6 +45,8 @@ class LargeInputs:
         return part.kept
 
     def _write(self, part: CallPart) -> wire.Slot | None:
+        if not self._memory.bytes_max:
+            return None
         ref = part.call.ref
         size = sum(map(len, part.tensors))
         held = self._held.get(ref, 0)

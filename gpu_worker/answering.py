@@ -347,4 +347,13 @@ def _in_slots(
         answers.append(msgspec.structs.replace(answer, frames=0, kept=wire.Kept(sizes=sizes, slot=slot)))
     if left:  # all outputs of the batch stay in memory for these
         held += size
+    else:  # nor do they for the small ones that ride inside the message
+        answers = [_copied(answer) if answer.inline else answer for answer in answers]
+        for answer in answers:
+            held += sum(map(len, answer.inline))
     return msgspec.structs.replace(message, answers=tuple(answers)), left, held
+
+
+def _copied(answer: wire.Answer) -> wire.Answer:
+    """The same, with tensors that are no views of others."""
+    return msgspec.structs.replace(answer, inline=tuple([bytes(tensor) for tensor in answer.inline]))

@@ -65,7 +65,8 @@ class KeptInputs:
     def came(self, frontend: str, message: wire.Fetched, frames: Iterator[Buffer], now: float) -> bool:
         """A frontend has answered; its inputs are the next of the frames. Returns whether somebody waited for that."""
         wrong = self._fetching.wrong
-        useful = self._fetching.came(frontend, message, list(islice(frames, message.frames)), now)
+        useful, asks = self._fetching.came(frontend, message, list(islice(frames, message.frames)), now)
+        self._ask(asks)
         if self._fetching.wrong > wrong:
             times = self._wrong.happened(frontend, now)
             if times:
@@ -74,7 +75,7 @@ class KeptInputs:
 
     def opened(self, frontend: str) -> None:
         """A link to the frontend replaces one that was lost: what it did not answer is asked for again."""
-        self._ask(self._fetching.opened(frontend))
+        self._ask(self._fetching.opened(frontend, time.monotonic()))
 
     def lost(self, frontend: str) -> bool:
         """The frontend is gone. Returns whether something was wanted of it."""

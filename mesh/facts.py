@@ -81,7 +81,7 @@ class ActionFact(msgspec.Struct, frozen=True, kw_only=True, tag="action", tag_fi
     rows: int = 0  # rows that were asked for: `batch` without its padding; 0: no INFER, or a measuring run
     extents: tuple[int, ...] = ()  # that EXEC computes, in the model's open dimensions
     fetched_bytes: int = 0  # of inputs that the worker had to fetch from frontends
-    fetch_s: float | None = None  # from asking for the first of them to the arrival of the last; None: none
+    fetch_s: float | None = None  # until the last came, from when the first was to be asked for; None: none
     missing: int = 0  # requests that were left out, because their inputs were not there in time
 
 

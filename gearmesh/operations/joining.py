@@ -27,7 +27,9 @@ def why_apart(
     """
     if WORKER in formation:
         return f"-f {WORKER}={formation[WORKER]} asks for it"
-    if service_of(processes.get(WORKER, "")) != WORKER:
+    if WORKER not in processes:
+        return "the Procfile has no line for it"
+    if service_of(processes[WORKER]) != WORKER:
         return "its line in the Procfile does more than start it"
     if settings.device not in ("auto", "cpu"):
         return f"its device is {settings.device}"

@@ -19,7 +19,7 @@ from frontend.client.async_client import AsyncClient
 from frontend.client.client import RequestError
 from gearmesh.cli.terminal.consoles import console, text_of
 from gearmesh.operations.containers import ContainerFile, keep_containers
-from gearmesh.operations.joining import why_apart
+from gearmesh.operations.joining import WORKER, why_apart
 from gearmesh.operations.supervisor import FRONT, OURS, PROCFILE, Say, Supervisor, processes_of, procfile_commands
 from mesh.errors import AddressInUse
 from mesh.printable import printable
@@ -78,7 +78,7 @@ async def run_up(settings: Settings, named: Path | None, formation: Mapping[str,
     if remark:
         say("up", remark)
     if compact:
-        say("up", told_of_worker(apart))
+        say("up", told_of_worker(apart, commands))
     if out.is_terminal and settings.log_format == "auto":  # processes write into a pipe
         settings = settings.model_copy(update={"log_format": "console"})
     environment = {**with_ports(settings, os.environ), **environment_of(settings, ["log_format"])}
@@ -104,10 +104,13 @@ async def run_up(settings: Settings, named: Path | None, formation: Mapping[str,
     return 0
 
 
-def told_of_worker(apart: str) -> str:
-    """What the user reads about where the worker is, beside the compact process or in it."""
+def told_of_worker(apart: str, processes: Iterable[str]) -> str:
+    """What the user reads about where the worker is: beside the compact process, which is one of these, or in it."""
     if apart:
-        return f"the worker has a process of its own: {apart}"
+        count = sum([name.partition(".")[0] == WORKER for name in processes])
+        if not count:
+            return f"no worker is started: {apart}"
+        return f"{'the worker has a process of its' if count == 1 else 'workers have processes of their'} own: {apart}"
     return "the worker is in the process of the others: its device is the processor (-f gpu_worker=1 keeps it apart)"
 
 

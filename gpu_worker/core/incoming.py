@@ -44,7 +44,7 @@ class Incoming:
         self.closed = False  # the inputs are in the device, or not wanted any more
         self.held_bytes = 0  # that were asked for, and of these came
         self.fetched_bytes = 0  # that came
-        self.asked_s: float | None = None  # when the first of them was asked for
+        self.asked_s: float | None = None  # when the first of them was asked for, or was to be
         self.came_s: float | None = None  # when the last of them came
 
     def arrived(self, part: int, tensors: Sequence[Buffer], now: float) -> None:

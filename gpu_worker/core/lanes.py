@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from gpu_worker.core.endings import failed, infer_ended, load_ended, unload_ended, wrong_outputs
 from gpu_worker.core.fitting import batch_fault
 from gpu_worker.core.incoming import Incoming
+from gpu_worker.core.input_times import InputTimes
 from gpu_worker.core.jobs import Done, Effect, Job, Phase, Report, Servable, StartPhase
 from gpu_worker.core.pages import PageTable
 from mesh import wire
@@ -26,8 +27,6 @@ from mesh.codes import ActionCode
 
 OK = ActionCode.OK
 INPUT_AHEAD_S = 0.005  # Source: Clockwork's worker copies inputs up to 5 ms before EXEC may start
-INPUT_S = 0.001  # that INPUT of large inputs is taken to last until one was seen
-INPUT_FALLS = 0.9  # by INPUT: how much of the longest that was seen still counts
 ACTIONS_MAX = 1024  # that wait or run at one device; a controller orders only a handful ahead
 
 
@@ -46,7 +45,7 @@ class Lanes:
     _orders: int = 0  # jobs made so far
     _advanced_s: float = -1.0  # `now` of the last advance, which did everything that was due by then
     _halted: bool = False  # no phase begins any more
-    _input_s: float = INPUT_S  # that INPUT of inputs which the order does not carry takes: the longest of late
+    _input_times: InputTimes = field(default_factory=InputTimes)  # of inputs that orders do not carry
 
     # -- events -------------------------------------------------------------------------------------------------------
 
@@ -61,10 +60,7 @@ class Lanes:
         self.epoch = epoch
         if same:
             return []
-        dropped = [job for job in (*self._loads, *self._infers) if job.phase is None]
-        self._loads = [job for job in self._loads if job.phase is not None]
-        self._infers = [job for job in self._infers if job.phase is not None]
-        return dropped
+        return self._drop_waiting()
 
     @property
     def halted(self) -> bool:
@@ -78,10 +74,7 @@ class Lanes:
         worker is gone, and plans them elsewhere. A phase that runs still ends in a report.
         """
         self._halted = True
-        dropped = [job for job in (*self._loads, *self._infers) if job.phase is None]
-        self._loads = [job for job in self._loads if job.phase is not None]
-        self._infers = [job for job in self._infers if job.phase is not None]
-        return dropped
+        return self._drop_waiting()
 
     def prepared(self, ref: str, servable: Servable) -> None:
         """`ref` can be executed here from now on."""
@@ -90,6 +83,7 @@ class Lanes:
     def forgotten(self, ref: str, *, now: float) -> list[Effect]:
         """`ref` cannot be executed here any more. Its pages are free, or will be when the phases that use them end."""
         self.servables.pop(ref, None)
+        self._input_times.forget(ref)
         if self.table.is_loaded(ref):
             self.table.release(ref)
         waiting = [job for job in self._loads if job.action.ref == ref and job.phase is None]
@@ -187,8 +181,8 @@ class Lanes:
             effects.append(self._failed(job, ActionCode.REVOKED))
         elif phase is Phase.INPUT:
             job.input = done
-            if job.incoming is not None:
-                self._input_s = max(done.duration_s, INPUT_FALLS * self._input_s)
+            if job.incoming is not None and job.action.ref in self.servables:
+                self._input_times.took(job.action.ref, done.duration_s)
         elif phase is Phase.EXEC:
             job.exec = done
             effects.append(self._start(Phase.OUTPUT, job))
@@ -238,7 +232,7 @@ class Lanes:
             if job.phase is None:
                 times.append(job.action.earliest_s - (INPUT_AHEAD_S if job.input is None else self.ahead_s))
                 if job.incoming is not None and job.incoming.awaited:
-                    times.append(job.action.latest_s - self._input_s)
+                    times.append(self._give_up_s(job))
         future = [t for t in times if t > self._advanced_s]
         return min(future) if future else None
 
@@ -306,9 +300,17 @@ class Lanes:
 
     def _inputs_there(self, job: Job, incoming: Incoming, now: float) -> bool:
         """Whether nothing is awaited any more, and not all parts are left out."""
-        if incoming.awaited and now >= job.action.latest_s - self._input_s:
-            incoming.give_up()
+        if incoming.awaited and now >= self._give_up_s(job):
+            self._give_up(job, incoming)
         return not incoming.awaited and not incoming.empty
+
+    def _give_up_s(self, job: Job) -> float:
+        return self._input_times.give_up_s(job.action.ref, job.received_s, job.action.latest_s)
+
+    def _give_up(self, job: Job, incoming: Incoming) -> None:
+        """What is awaited is left out."""
+        incoming.give_up()
+        self._input_times.in_vain(job.action.ref)
 
     def _may_execute(self, job: Job, now: float) -> bool:
         action = job.action
@@ -344,6 +346,13 @@ class Lanes:
         job.phase = phase
         return StartPhase(phase, job)
 
+    def _drop_waiting(self) -> list[Job]:
+        """No job waits any more; returns those that did."""
+        dropped = [job for job in (*self._loads, *self._infers) if job.phase is None]
+        self._loads = [job for job in self._loads if job.phase is not None]
+        self._infers = [job for job in self._infers if job.phase is not None]
+        return dropped
+
     # -- endings ------------------------------------------------------------------------------------------------------
 
     def _load_ended(self, job: Job, done: Done) -> Report:
@@ -361,7 +370,7 @@ class Lanes:
         incoming = job.incoming
         if incoming is None or not incoming.awaited:
             return self._failed(job, ActionCode.LATE)
-        incoming.give_up()
+        self._give_up(job, incoming)
         return self._failed(job, ActionCode.INPUTS_MISSING)
 
     def _failed(self, job: Job, code: ActionCode, message: str = "") -> Report:

@@ -7,7 +7,8 @@ from gpu_worker.core.cutting import Cut, Shape
 from mesh import wire
 from mesh.tensors import byte_count
 
-INLINE_BYTES_MAX: Final = wire.INLINE_BYTES_MAX
+INLINE_BYTES_MAX: Final = wire.INLINE_BYTES_MAX  # a constant of this module, which compiled code does not look up
+Shares = dict[str, tuple[list[wire.Answer], list[memoryview]]]  # {frontend: (answers, their frames)}
 
 
 def row_bytes(specs: Sequence[wire.TensorSpec]) -> tuple[int, ...]:
@@ -27,7 +28,7 @@ def outputs_by_frontend(
         quick = _of_one_output(action, outputs[0], device, exec_s)
         if quick is not None:
             return quick
-    shares: dict[str, tuple[list[wire.Answer], list[memoryview]]] = {}
+    shares: Shares = {}
     widths = [len(output) // action.batch for output in outputs] if cut is None else []
     row = 0
     for i, part in enumerate(action.parts):
@@ -40,7 +41,7 @@ def outputs_by_frontend(
             pieces, shapes = cut.portions[i].tensors, cut.portions[i].shapes
         row += part.rows
         answers, frames = shares.setdefault(part.frontend, ([], []))
-        inline = sum(map(len, pieces)) <= wire.INLINE_BYTES_MAX
+        inline = sum(map(len, pieces)) <= INLINE_BYTES_MAX
         answers.append(
             wire.Answer(
                 request=part.request,
@@ -55,21 +56,21 @@ def outputs_by_frontend(
         )
         if not inline:
             frames.extend(pieces)
-    return {
-        frontend: (
-            wire.Outputs(
-                ref=action.ref,
-                device=device,
-                batch=action.batch,
-                exec_s=exec_s,
-                answers=tuple(answers),
-                rows=row,
-                frontend=frontend,
-            ),
-            frames,
+    return _messages(action, shares, device, exec_s, row)
+
+
+def _messages(
+    action: wire.Infer, shares: Shares, device: str, exec_s: float, rows: int
+) -> dict[str, tuple[wire.Outputs, list[memoryview]]]:
+    """{frontend: (its message, its frames)}. `rows`: of the batch, without padding."""
+    ref, batch = action.ref, action.batch
+    found: dict[str, tuple[wire.Outputs, list[memoryview]]] = {}
+    for frontend, (answers, frames) in shares.items():
+        message = wire.Outputs(
+            ref=ref, device=device, batch=batch, exec_s=exec_s, answers=tuple(answers), rows=rows, frontend=frontend
         )
-        for frontend, (answers, frames) in shares.items()
-    }
+        found[frontend] = (message, frames)
+    return found
 
 
 def _of_one_output(
@@ -80,7 +81,7 @@ def _of_one_output(
     """
     width = len(output) // action.batch
     rows_max = INLINE_BYTES_MAX // width if width else action.batch
-    shares: dict[str, list[wire.Answer]] = {}
+    shares: Shares = {}
     frontend = ""  # of the last part, with its answers: most batches are one frontend's
     answers: list[wire.Answer] = []
     row = at = 0
@@ -90,7 +91,7 @@ def _of_one_output(
             return None
         if part.frontend != frontend or not answers:
             frontend = part.frontend
-            answers = shares.setdefault(frontend, [])
+            answers = shares.setdefault(frontend, ([], []))[0]
         row += rows
         end = row * width
         answers.append(
@@ -104,11 +105,4 @@ def _of_one_output(
             )
         )
         at = end
-    ref, batch = action.ref, action.batch
-    found: dict[str, tuple[wire.Outputs, list[memoryview]]] = {}
-    for name, told in shares.items():
-        message = wire.Outputs(
-            ref=ref, device=device, batch=batch, exec_s=exec_s, answers=tuple(told), rows=row, frontend=name
-        )
-        found[name] = (message, [])
-    return found
+    return _messages(action, shares, device, exec_s, row)

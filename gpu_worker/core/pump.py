@@ -46,8 +46,8 @@ class InputSource(Protocol):
         """The inputs are in the device, or are not wanted any more: nothing of them is held, or awaited."""
 
 
-class Orders:
-    """The source where orders carry all inputs."""
+class NoneKept:
+    """The source where no inputs are kept by frontends: orders carry all of them."""
 
     def stale(self, incoming: Incoming) -> Sequence[int]:
         """Nothing is read from slots."""
@@ -73,7 +73,7 @@ class Pump:
         self.lanes = lanes
         self._device = device
         self._report = report
-        self._inputs: InputSource = inputs if inputs is not None else Orders()
+        self._inputs: InputSource = inputs if inputs is not None else NoneKept()
 
     def take(self, action: Action, epoch: int, *, now: float) -> None:
         """An action was ordered, without inputs."""

@@ -1,4 +1,4 @@
-"""All lines of one process. All messages to one peer in one turn leave as one envelope at the end of the turn.
+"""All lines of one process. All messages to one peer in one turn leave at the end of the turn, most in one envelope.
 
 Each line knows the offset of the peer's clock and whether the peer is alive, from what arrives on it; idle lines carry
 heartbeats. The two ends of a line are in `ports.py` and `links.py`. Why it works so: docs/design/transport.md.
@@ -23,6 +23,7 @@ from mesh.liveness import Liveness
 from mesh.net.frames import NO_ROOM, Channel
 from mesh.net.memory import give_back, resident_bytes
 from mesh.net.sockets import Hub
+from mesh.net.unsent import Held, Unsent
 from mesh.roles import Holder, PortKind, who_may_call
 from mesh.salvage import RefusedMessage
 from mesh.trimming import QUIET_S, Trimming
@@ -106,22 +107,11 @@ class Listener(End, Protocol):
         """A peer in this process has closed its end."""
 
 
-class Held:
-    """An envelope that is about to leave, or for which the peer had no room: encoded once, sent when there is room."""
-
-    __slots__ = ("body", "frames", "messages")
-
-    def __init__(self, body: bytes, frames: list[Buffer], messages: int) -> None:
-        self.body = body
-        self.frames = frames
-        self.messages = messages
-
-
 class Line:
     """One direction to one peer: messages to send, the peer's clock offset and whether it is alive."""
 
     __slots__ = (
-        "clock", "frames", "held", "holder", "key", "name", "number", "other", "outbox", "owner", "peer", "port"
+        "clock", "holder", "key", "name", "number", "other", "owner", "peer", "port", "unsent"
     )  # fmt: skip
 
     def __init__(
@@ -138,20 +128,18 @@ class Line:
         self.peer = peer
         self.owner = owner  # receives what arrives on this line
         self.port = port  # the owner, if it is a port
-        self.outbox: list[Any] = []
-        self.frames: list[Buffer] = []
+        self.unsent = Unsent()
         self.clock = OffsetFilter()
         self.other = other  # the other end, if both are in this process
         self.name = name  # of the peer's connection, as a port's socket knows it
         self.number = number  # of the peer's link: see `Identity`
-        self.held: Held | None = None  # ahead of the outbox
         self.holder = holder  # who called, as the handshake found; None: we did, or nobody was asked
         self.key = f"{port.name if port is not None else ''}>{peer}>{id(self)}"  # unique among those of this process
 
     @property
     def waiting(self) -> int:
         """Messages that have not left."""
-        return len(self.outbox) + (0 if self.held is None else self.held.messages)
+        return len(self.unsent)
 
 
 class Transport:
@@ -191,9 +179,7 @@ class Transport:
 
     def queue(self, line: Line, message: object, frames: Sequence[Buffer] = ()) -> None:
         """`message` leaves at the end of this turn."""
-        line.outbox.append(message)
-        if frames:
-            line.frames.extend(frames)
+        line.unsent.add(message, frames)
         self._dirty[id(line)] = line
         self.hub.schedule_send()
 
@@ -203,8 +189,7 @@ class Transport:
         for line in local:
             if self._dirty.pop(id(line), None) is None:
                 continue  # a message on another line closed it
-            messages, line.outbox = line.outbox, []
-            frames, line.frames = line.frames, []
+            messages, frames = line.unsent.all()
             far = line.other
             assert far is not None
             if far.port is not None and not far.port.rejoin(far):
@@ -252,25 +237,25 @@ class Transport:
         self.hub.sent(sock)  # a send that fails consumes the edge of what arrived from others as well
         to = None if line.port is None else line.name
         now = time.monotonic()
-        while line.held is not None or line.outbox:
-            held = line.held or self._encoded(line, now)
+        unsent = line.unsent
+        while unsent:
+            held = unsent.held or self._encoded(line, now)
             if len(held.body) > self.message_bytes_max:
                 return f"does not read: {held.messages} messages of {len(held.body)} bytes wait for it"
             code = channel.send(to, held.body, held.frames)
             if code == NO_ROOM:
-                line.held = held
+                unsent.held = held
                 return self._hold(line)
             if code:
                 return f"cannot be reached: {zmq.strerror(code)}"
-            line.held = None
+            unsent.held = None
         self._liveness.sent(line.key, now)
         return ""
 
     def _encoded(self, line: Line, now: float) -> Held:
-        """All messages of the line as one envelope, with its frames and their number."""
+        """The line's next envelope, with its frames and the number of its messages."""
         epoch = line.port.epoch if line.port is not None else 0
-        messages, line.outbox = line.outbox, []
-        frames, line.frames = line.frames, []
+        messages, frames = line.unsent.next()
         body = self._encoder.encode(wire.Envelope(now, line.clock.smallest_s, epoch, messages))
         return Held(body, frames, len(messages))
 
@@ -279,9 +264,7 @@ class Transport:
         waiting = line.waiting
         if waiting > BACKLOG_MAX:
             return f"does not read: {waiting} messages wait for it"
-        size = sum(map(len, line.frames))
-        if line.held is not None:
-            size += len(line.held.body) + sum(map(len, line.held.frames))
+        size = line.unsent.size
         if size > BACKLOG_BYTES_MAX:
             return f"does not read: {size} bytes wait for it"
         self._full = True
@@ -328,7 +311,7 @@ class Transport:
         self._ticked_at = now
         for key in due.beats:
             line = self._watched.get(key)
-            if line is not None and not line.outbox and line.held is None:
+            if line is not None and not line.unsent:
                 self.queue(line, line.owner.beat(line))
         for key in due.lost:
             line = self._watched.get(key)
@@ -375,7 +358,7 @@ class Transport:
     def lose(self, line: Line, why: str) -> None:
         """The line's peer is taken for gone, and its owner is told so."""
         self.unwatch(line)
-        line.outbox, line.frames, line.held = [], [], None
+        line.unsent.clear()
         line.owner.line_lost(line, why)
         self.hub.schedule_turn()
 

@@ -368,6 +368,8 @@ def _map(path: str, file: int, secret: str) -> MappedSegment | None:
     found = os.fstat(file)
     if not stat.S_ISREG(found.st_mode) or not fcntl.fcntl(file, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
         return None
+    if found.st_size < HEADER.size:
+        return None
     memory = mmap.mmap(file, found.st_size, prot=mmap.PROT_READ)
     memory.madvise(mmap.MADV_DONTFORK)
     token, data, granules = HEADER.unpack_from(memory)

@@ -205,7 +205,7 @@ Delta = Annotated[float, Meta(ge=-2e12, le=2e12)]
 
 
 class Envelope(msgspec.Struct, Generic[M], frozen=True, array_like=True, gc=False):
-    """All messages of one turn of a service for one peer."""
+    """Messages of one turn of a service for one peer: all of them, unless their tensors are large."""
 
     sent_s: Clock  # sender's clock, just before the send
     delta_s: Difference | None  # smallest (receipt here - sent there) that the sender saw on this link: see clocks.py

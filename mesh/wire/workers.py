@@ -175,7 +175,7 @@ class ActionResult(Message, frozen=True, kw_only=True, tag="result"):
     gathered: bool = False  # EXEC first had to gather the weights from their pages
     clock_mhz: Share = 0.0  # SM clock; 0: unknown
     fetched_bytes: Count = 0  # of inputs that frontends had to send for it
-    fetch_s: Duration | None = None  # from asking for the first of them to the arrival of the last; None: none
+    fetch_s: Duration | None = None  # until the last came, from when the first was to be asked for; None: none
     missing: Places = ()  # parts that were left out of the batch, because their inputs were not there in time
 
 

@@ -84,6 +84,16 @@ def test_without_room_inputs_are_only_kept(inputs: LargeInputs) -> None:
     assert inputs.crowded == 1
 
 
+@pytest.mark.parametrize("shared_mb", [0, 15])
+def test_where_no_memory_is_shared_no_request_counts_as_one_too_many(shared_mb: int) -> None:
+    memory = SegmentWriter(shared_mb * MIB)
+    inputs = LargeInputs(memory, "here")
+    inputs.table_changed([NEAR])
+    assert inputs.keep(part()).slot is None
+    assert inputs.crowded == 0
+    memory.close()
+
+
 def test_one_model_leaves_room_for_others(inputs: LargeInputs, memory: SegmentWriter) -> None:
     parts = []
     while inputs.keep(greedy := part("greedy:1", 1 << 20, len(parts) + 1)).slot is not None:

@@ -1,7 +1,9 @@
 """gpu_worker/answering.py and frontend/results.py: each answer reaches its frontend once, whatever becomes of links."""
 
+import gc
 import os
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ from frontend.core.requests import RequestTable
 from frontend.results import ResultsPort
 from gpu_worker.answering import DECODER as FROM_RESULTS
 from gpu_worker.answering import OutputLinks
+from gpu_worker.core.fetching import ON_WAY_BYTES
+from gpu_worker.core.incoming import Incoming
 from gpu_worker.core.jobs import Done, Job
 from gpu_worker.core.unacknowledged import BYTES_MAX
+from gpu_worker.inputs import KeptInputs
 from mesh import wire
 from mesh.net.keys import Keys
 from mesh.net.links import Link
@@ -65,9 +70,9 @@ class Frontend:
     def number(self) -> int:
         return int(self.addresses[-1].rpartition(":")[2])
 
-    def opens(self, call: int, spec: wire.ModelSpec = SPEC) -> int:
+    def opens(self, call: int, spec: wire.ModelSpec = SPEC, rows: int = 1) -> int:
         """A request is open. Returns its number."""
-        parts = self.table.open(Call("ann", call, "m:1", spec, 1, 0.0, 1e9, False), [b"x"])
+        parts = self.table.open(Call("ann", call, "m:1", spec, rows, 0.0, 1e9, False), [b"x" * rows])
         return parts[0].number
 
     def link(self) -> dict[str, Any]:
@@ -324,6 +329,84 @@ async def test_a_frontend_that_was_taken_for_gone_gets_answers_again() -> None:
         assert frontend.port.taken.doubles == 0
 
 
+# -- inputs that frontends are asked for ------------------------------------------------------------------------------
+
+
+MEBIBYTE = wire.ModelSpec(
+    inputs=(wire.TensorSpec(name="x", dtype="uint8", shape=(-1, 1 << 20)),),
+    outputs=SPEC.outputs,
+    batch_max=64,
+    slo_ms=1e6,
+)
+
+
+class Fetches:
+    """What of a worker fetches inputs, and how they came."""
+
+    def __init__(self, made: Processes, frontend: Frontend) -> None:
+        self.came = Told()  # (its frames, requests) of each envelope that brought inputs
+        self.links = worker(made, frontend)
+        self.links.tell(self)
+        self.inputs = KeptInputs(self.links, Told(), SegmentReader())
+
+    def fetched(self, frontend: str, message: wire.Fetched, frames: Iterator[wire.Buffer], now: float) -> None:
+        """Each envelope has its own frames."""
+        if not self.came.items or self.came.items[-1][0] is not frames:
+            self.came((frames, []))
+        self.came.items[-1][1].append(message.request)
+        self.inputs.came(frontend, message, frames, now)
+
+    def link_opened(self, frontend: str) -> None:
+        """As a worker."""
+        self.inputs.opened(frontend)
+
+    def link_gone(self, frontend: str) -> None:
+        """As a worker."""
+        self.inputs.lost(frontend)
+
+    def want(self, requests: Sequence[int]) -> Incoming:
+        """A batch of these requests needs its inputs."""
+        parts = tuple(
+            wire.Part(
+                frontend="frontend-1", request=request, attempt=0, rows=1, predicted_s=0.0,
+                kept=wire.Kept(sizes=(1 << 20,)),
+            )
+            for request in requests
+        )  # fmt: skip
+        incoming = self.inputs.incoming(
+            wire.Infer(action=1, ref="m:1", earliest_s=0.0, latest_s=1e9, expected_s=0.1, batch=len(parts), parts=parts)
+        )
+        self.inputs.fetch(incoming, 1.0)
+        return incoming
+
+
+def opens_large(frontend: Frontend, count: int) -> list[int]:
+    """So many requests are open, with inputs of a mebibyte that are full of their call's number. Returns theirs."""
+    numbers = []
+    for call in range(count):
+        opened = Call("ann", call, "m:1", MEBIBYTE, 1, 0.0, 1e9, False)
+        (part,) = frontend.table.open(opened, [bytes([call]) * (1 << 20)])
+        numbers.append(part.number)
+    return numbers
+
+
+@on_loop
+async def test_inputs_of_a_large_batch_come_one_after_the_other_and_no_more_than_a_few_are_on_their_way() -> None:
+    async with processes(**BRISK) as made:
+        frontend = Frontend(made)
+        fetches = Fetches(made, frontend)
+        requests = opens_large(frontend, 40)
+        asked_at_once = Told()
+        frontend.runtime.hub.on_turn(lambda now: asked_at_once(frontend.port.fetched - len(fetches.came.items)))
+        incoming = fetches.want(requests)
+        await fetches.came.count(40)
+        assert not incoming.awaited
+        assert [bytes(tensors[0][:1]) for tensors in incoming.tensors if tensors] == [bytes([i]) for i in range(40)]
+        assert [numbers for _, numbers in fetches.came.items] == [[request] for request in requests]
+        assert max(asked_at_once.items) <= ON_WAY_BYTES >> 20
+        fetches.links.close()
+
+
 # -- outputs in slots of shared memory --------------------------------------------------------------------------------
 
 
@@ -375,6 +458,40 @@ async def test_large_outputs_lie_in_shared_memory_until_they_are_confirmed() -> 
         assert frontend.malformed.items == []
         links.close()
         frontend.port.close()
+
+
+class Batch(bytearray):
+    """All outputs of a batch, of which one can tell whether they are still in memory."""
+
+
+@pytest.mark.parametrize("room", [True, False])
+@on_loop
+async def test_a_batch_of_large_and_small_outputs_leaves_memory_once_the_large_ones_lie_in_slots(room: bool) -> None:
+    """Unless something of it still has to be sent as frames."""
+    rows = 3 * wire.INLINE_BYTES_MAX
+    async with processes(**BRISK) as made:
+        frontend, writer = Frontend(made), CountingWriter(64 << 20 if room else 0)
+        links = sharing(made, writer, frontend)
+        small = frontend.opens(1)
+        ended = job({"frontend-1": small})
+        outputs = Batch(bytes([1]) * 4 + bytes([2]) * 4 * rows)
+        assert isinstance(ended.action, wire.Infer)
+        (part,) = ended.action.parts
+        large = replace(part, request=frontend.opens(2, replace(SPEC, batch_max=rows), rows), rows=rows)
+        ended.action = replace(ended.action, batch=1 + rows, parts=(part, large))
+        ended.outputs = [memoryview(outputs)]
+        there = weakref.ref(outputs)
+        del outputs
+        frontend.port.close()  # nothing is confirmed
+        links.send(ended)
+        del ended
+        turns = Told()
+        frontend.runtime.hub.on_turn(turns)
+        frontend.runtime.hub.schedule_turn()
+        await turns.count(1)
+        gc.collect()
+        assert (there() is None, links.unconfirmed, writer.filled) == (room, 1, room)
+        links.close()
 
 
 @pytest.mark.parametrize("why", ["on another host", "no room", "ending"])

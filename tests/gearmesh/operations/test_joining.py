@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from gearmesh.operations.joining import has_gpu, why_apart
-from gearmesh.operations.supervisor import PROCFILE, processes_of, procfile_commands
+from gearmesh.operations.supervisor import FRONT, PROCFILE, processes_of, procfile_commands
+from gearmesh.operations.up import told_of_worker
 from mesh.process.settings import Settings
 
 OURS = processes_of(PROCFILE)
@@ -45,6 +46,29 @@ def test_whoever_says_how_many_workers_there_are_gets_them_apart(count: int) -> 
     assert why_apart(Settings(), OURS, formation, lambda: False) != ""
     commands = procfile_commands(PROCFILE, formation, compact=True)
     assert len([name for name in commands if name.startswith("gpu_worker")]) == count
+
+
+@pytest.mark.parametrize(
+    ("formation", "told"),
+    [
+        ({}, "the worker is in the process of the others"),
+        ({"gpu_worker": 0}, "no worker is started: -f gpu_worker=0 asks for it"),
+        ({"gpu_worker": 1}, "the worker has a process of its own: -f gpu_worker=1 asks for it"),
+        ({"gpu_worker": 2}, "workers have processes of their own: -f gpu_worker=2 asks for it"),
+    ],
+)
+def test_the_user_reads_where_the_worker_is_or_that_there_is_none(formation: dict[str, int], told: str) -> None:
+    apart = why_apart(Settings(device="cpu"), OURS, formation)
+    commands = procfile_commands(PROCFILE, formation, compact=True, worker=not apart)
+    assert told_of_worker(apart, commands).startswith(told)
+
+
+def test_a_procfile_without_a_worker_starts_none(tmp_path: Path) -> None:
+    procfile = tmp_path / "Procfile"
+    procfile.write_text("".join(f"{name}: exec python3 -P -m {name}\n" for name in FRONT))
+    apart = why_apart(Settings(device="cpu"), processes_of(procfile), {})
+    told = told_of_worker(apart, procfile_commands(procfile, {}, compact=True, worker=not apart))
+    assert told == "no worker is started: the Procfile has no line for it"
 
 
 @pytest.mark.parametrize("line", ["nice python -m gpu_worker", f"OMP_NUM_THREADS=1 {LINE}", f"{LINE}; echo", ""])

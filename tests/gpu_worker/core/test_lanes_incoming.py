@@ -2,8 +2,9 @@
 
 import pytest
 
-from gpu_worker.core.jobs import Done, Phase
-from gpu_worker.core.lanes import INPUT_AHEAD_S, INPUT_S
+from gpu_worker.core.input_times import INPUT_S
+from gpu_worker.core.jobs import Done, Phase, Servable
+from gpu_worker.core.lanes import INPUT_AHEAD_S
 from mesh.codes import ActionCode
 from tests.gpu_worker.worker_builders import EPOCH, TWO, Device, awaiting, infer, load, unload
 
@@ -112,6 +113,69 @@ def test_the_longest_input_of_late_decides_how_soon_inputs_are_given_up() -> Non
     device.lanes.finished(Phase.INPUT, job, Done(10.0, 13.0, 3.0), now=13.0)
     device.order_kept(awaiting(BATCH, 0), now=13.0)
     assert device.lanes.wake_at() == LATEST_S - 3.0
+
+
+def after_an_input_of(seconds: float, *refs: str) -> Device:
+    """The device has had an INPUT of "m:1" that lasted so long, and ended before 10.0."""
+    device = Device("m:1", *refs).loaded("m:1", *refs)
+    device.order_kept(awaiting(infer(2, latest_s=LATEST_S), 0), now=10.0 - seconds)
+    job = device.running.pop((Phase.INPUT, 2))
+    device.lanes.finished(Phase.INPUT, job, Done(10.0 - seconds, 10.0, seconds), now=10.0)
+    return device
+
+
+@pytest.mark.parametrize("window_s", [2**-10, 2**-5, 1.0])
+def test_inputs_are_never_given_up_before_they_can_be_asked_for(window_s: float) -> None:
+    """An INPUT lasted 3 s, as when the process was stopped, and every INFER after it has less time than that."""
+    device = after_an_input_of(3.0)
+    for action in range(10, 20):
+        incoming = awaiting(infer(action, earliest_s=11.0, latest_s=11.0 + window_s))
+        assert device.order_kept(incoming, now=11.0) == []
+        assert incoming.awaited
+        assert device.lanes.wake_at() == 11.0 + window_s / 2
+        incoming.arrived(0, [b"x"], 11.0 + window_s / 4)
+        assert device.wake(11.0 + window_s / 4) == [f"start input #{action}"]
+        device.revoke(action, now=11.0)
+        device.end(Phase.INPUT, action, now=11.0 + window_s / 2)
+
+
+def test_a_long_input_is_forgotten_though_nothing_but_give_ups_follows() -> None:
+    device = after_an_input_of(3.0)
+    asked_s = []
+    for action in range(10, 100):
+        device.order_kept(awaiting(infer(action, earliest_s=11.0, latest_s=12.0)), now=11.0)
+        at = device.lanes.wake_at()
+        assert at is not None
+        asked_s.append(12.0 - at)
+        assert device.wake(at) == [f"infer #{action} inputs_missing, 2 free"]
+    assert asked_s[0] == 0.5
+    assert asked_s == sorted(asked_s, reverse=True)
+    assert asked_s[-1] == pytest.approx(INPUT_S)
+
+
+def test_what_is_woken_too_late_to_wait_for_inputs_counts_as_given_up() -> None:
+    device = after_an_input_of(0.4)
+    for action in range(10, 100):
+        device.order_kept(awaiting(infer(action, earliest_s=11.0, latest_s=12.0)), now=11.0)
+        assert device.wake(12.1) == [f"infer #{action} inputs_missing, 2 free"]
+    device.order_kept(awaiting(infer(3, earliest_s=11.0, latest_s=12.0)), now=11.0)
+    assert device.lanes.wake_at() == pytest.approx(12.0 - INPUT_S)
+
+
+def test_a_version_is_not_judged_by_the_inputs_of_another() -> None:
+    device = after_an_input_of(3.0, "n:1")
+    device.order_kept(awaiting(infer(3, "n:1", earliest_s=10.0, latest_s=LATEST_S)), now=10.0)
+    assert device.lanes.wake_at() == GIVE_UP_S
+
+
+def test_a_version_that_is_served_again_begins_anew() -> None:
+    device = after_an_input_of(3.0)
+    device.forget("m:1", now=10.0)
+    device.lanes.prepared("m:1", Servable(2, 8, None, ()))
+    device.order(load(4), now=10.0)
+    device.end(Phase.LOAD, 4, now=10.0)
+    device.order_kept(awaiting(BATCH, 0), now=10.0)
+    assert device.lanes.wake_at() == GIVE_UP_S
 
 
 def test_input_is_done_again_without_what_cannot_be_trusted() -> None:

@@ -13,6 +13,7 @@ from mesh import wire
 from mesh.codes import LinkLoss
 from mesh.errors import AddressInUse
 from mesh.net.frames import FRAME_BYTES_ZERO_COPY
+from mesh.net.unsent import ENVELOPE_BYTES
 from tests.loops import on_loop
 from tests.mesh.net.pairs import HELLO, PATIENT, QUIET, both_makes, cancel, pair
 from tests.mesh.net.processes import Calling, envelope, processes, unreachable
@@ -45,6 +46,23 @@ async def test_what_is_sent_in_one_turn_arrives_as_one_mail(make: str) -> None:
             calling.link.send(cancel(number))
         await listening.mail.count(1)
         assert [len(mail.messages) for mail in listening.mail.items] == [100]
+
+
+@both_makes
+@on_loop
+async def test_large_tensors_of_one_turn_leave_in_several_envelopes_each_a_sign_of_life(
+    make: str,
+) -> None:
+    async with processes() as made:
+        listening, calling = pair(made, make)
+        tensors = [bytes([i]) * (ENVELOPE_BYTES // 2) for i in range(5)]
+        for number, tensor in enumerate(tensors):
+            calling.link.send(cancel(number), [tensor])
+        assert await listening.messages(5) == [cancel(number) for number in range(5)]
+        mails = [mail.messages for mail in listening.mail.items]
+        assert [len(messages) for messages in mails] == ([5] if make == "memory" else [2, 2, 1])
+        for mail in listening.mail.items:
+            assert [bytes(frame) for frame in mail.frames] == [tensors[message.request] for message in mail.messages]
 
 
 @both_makes

@@ -11,6 +11,7 @@ from mesh.codes import LinkLoss
 from mesh.net.frames import NO_ROOM
 from mesh.net.ports import Port
 from mesh.net.transport import BACKLOG_BYTES_MAX, Line
+from mesh.net.unsent import ENVELOPE_BYTES
 from mesh.refusals import CUT_AT
 from tests.loops import Told, on_loop
 from tests.mesh.net.pairs import HELLO, PATIENT, QUIET, cancel, pair
@@ -211,6 +212,38 @@ async def test_what_a_full_peer_was_sent_is_encoded_once_and_arrives_in_order() 
             await turns.count(len(turns.items) + 1)
         assert decoded == [str(i) for i in range(sent)]
         assert frames == [b"%d" % i for i in range(sent)]
+
+
+class HaltingChannel:
+    """A channel that has room for one envelope, and then for none until it is tried again."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[list[int], list[int]]] = []  # (requests, first byte of each frame), of each envelope
+        self.full = False
+
+    def send(self, to: bytes | None, body: bytes, frames: list[bytes]) -> int:
+        self.full = not self.full
+        if not self.full:
+            return NO_ROOM
+        self.sent.append(([message[1] for message in envelope_messages(body)], [frame[0] for frame in frames]))
+        return 0
+
+
+@on_loop
+async def test_envelopes_for_which_there_is_no_room_leave_later_in_order_and_each_once() -> None:
+    async with processes(**PATIENT) as made:
+        here = made.runtime()
+        owner = FaultyEnd(NO_ROOM)
+        owner.channel = channel = HaltingChannel()
+        line = Line("full", owner)
+        turns = Told()
+        here.hub.on_turn(turns)
+        for number in range(6):
+            here.transport.queue(line, cancel(number), [bytes([number]) * (ENVELOPE_BYTES // 2)])
+        while line.waiting:
+            await turns.count(len(turns.items) + 1)
+        assert channel.sent == [([0, 1], [0, 1]), ([2, 3], [2, 3]), ([4, 5], [4, 5])]
+        assert owner.lost.items == []
 
 
 def envelope_messages(body: bytes) -> Any:

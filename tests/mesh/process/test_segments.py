@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.process.segments import MEMFD_NAME, SLOT_BYTES_MAX, SegmentReader, SegmentWriter
+from mesh.process.segments import (
+    CELLS_AT,
+    HEADER,
+    MEMFD_NAME,
+    SLOT_BYTES_MAX,
+    TOKEN_BYTES,
+    SegmentReader,
+    SegmentWriter,
+)
 from mesh.slabs import GRANULE_BYTES, SLAB_BYTES
 from mesh.wire import Slot
 from tests.memory import mapped_bytes, open_files
@@ -210,6 +219,49 @@ def test_another_file_at_that_place_is_not_taken_for_the_segment(writer: Segment
     for name in (f"{pid}.{file}.{wrong}", f"{pid}.{file}", f"{pid}/../{pid}.{file}.{secret}", f"-1.{file}.{secret}"):
         assert reader.read(msgspec.structs.replace(slot, segment=name), SIZES) is None
     assert read(reader, slot) == tensors(1)
+
+
+SECRET = b"s" * TOKEN_BYTES
+NUMBER = st.one_of(st.integers(0, 5), st.integers(0, 8192), st.integers(0, (1 << 64) - 1))
+
+
+@given(
+    size=st.one_of(st.integers(0, 2 * HEADER.size), st.integers(0, 8192), st.integers(0, 1 << 63)),
+    data=NUMBER,
+    granules=NUMBER,
+    cells=st.lists(NUMBER, min_size=1, max_size=6),
+    offset=st.integers(0, 1 << 53),
+    sizes=st.lists(st.integers(0, 8192), max_size=3),
+)
+def test_a_file_that_only_looks_like_a_segment_reads_as_nothing_or_as_what_is_there(
+    size: int, data: int, granules: int, cells: list[int], offset: int, sizes: list[int]
+) -> None:
+    """Who may write to a socket of the mesh may name any file of his: of any size, with anything in it."""
+    file, reader = os.memfd_create(MEMFD_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), SegmentReader()
+    try:
+        head = HEADER.pack(SECRET, data, granules).ljust(CELLS_AT, b"\0") + struct.pack(f"={len(cells)}Q", *cells)
+        os.write(file, head[:size])
+        os.ftruncate(file, size)
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        slot = Slot(segment=f"{os.getpid()}.{file}.{SECRET.hex()}", offset=offset, generation=cells[0])
+        for at in (offset, data):
+            views = reader.read(msgspec.structs.replace(slot, offset=at), sizes)
+            assert views is None or [len(view) for view in views] == sizes
+        reader.holds(slot)
+    finally:
+        reader.close()
+        os.close(file)
+
+
+@pytest.mark.parametrize("size", [1, HEADER.size - 1, HEADER.size])
+def test_a_file_that_is_too_small_for_a_header_is_no_segment(reader: SegmentReader, size: int) -> None:
+    file = os.memfd_create(MEMFD_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(file, size)
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        assert not reader.can_open(f"{os.getpid()}.{file}.{bytes(TOKEN_BYTES).hex()}")
+    finally:
+        os.close(file)
 
 
 def test_a_segment_that_could_not_be_opened_is_not_tried_at_every_request(
