@@ -249,7 +249,7 @@ class Transport:
         sock, channel = line.owner.sock, line.owner.channel
         if sock is None or channel is None:
             return ""
-        self.hub.sent(sock)  # a send that fails consumes the edge of what arrived from others as well
+        self.hub.look_again(sock)  # a send that fails consumes the edge of what arrived from others as well
         to = None if line.port is None else line.name
         now = time.monotonic()
         while line.held is not None or line.outbox:
