@@ -58,7 +58,7 @@ class Reception:
         self._told_s = float("-inf")  # when disconnections were last told
         self.connections = 0
         self.disconnections = 0
-        self.connections_refused = 0  # because their ROUTING_ID was another one's
+        self.connections_refused = 0  # because of their ROUTING_ID, key or protocol: `IdentityRefusal`
         self.unreadable = 0  # messages of peers that do not speak ZMTP 3
         self.expelled = 0  # connections that were closed because of what they sent
         self._left: list[ClientId] = []  # that have left; `gone` will be told
@@ -153,7 +153,10 @@ class Reception:
             self._refuse(Refusal(descriptor, number, IdentityRefusal.KEY_REVOKED), told=True)
 
     def _too_old(self) -> None:
-        """A peer that does not speak ZMTP 3, or garbage that reads as ZMTP 1, is not heard."""
+        """A peer that does not speak ZMTP 3, or garbage that reads as ZMTP 1, is not heard.
+
+        Nobody knows through which connection it came: a look at those that were not heard finds and ends it.
+        """
         self.unreadable += 1
         if self.unreadable % REFUSALS_UNTOLD == 1:
             log.warning("old_protocol", total=self.unreadable)
