@@ -69,9 +69,17 @@ def close_connection(descriptor: int, is_it: Callable[[], bool]) -> str | None:
     try:
         held = os.dup(descriptor)
     except OSError:
-        held = None
+        return _ended(descriptor, is_it)
     try:
-        sock = socket.socket(fileno=descriptor if held is None else held)
+        return _ended(held, is_it)
+    finally:
+        os.close(held)
+
+
+def _ended(descriptor: int, is_it: Callable[[], bool]) -> str | None:
+    """The connection with this descriptor, which stays open, is ended if it is that one. Returns its peer's address."""
+    try:
+        sock = socket.socket(fileno=descriptor)
     except OSError:
         return None
     try:
@@ -84,5 +92,3 @@ def close_connection(descriptor: int, is_it: Callable[[], bool]) -> str | None:
         return None
     finally:
         sock.detach()
-        if held is not None:
-            os.close(held)
