@@ -65,16 +65,20 @@ class Reception:
         self._surplus: list[tuple[int, int]] = []  # (descriptor, number) of connections that are too many
         self._looking: asyncio.TimerHandle | None = None  # set while connections are there that were not heard
 
-    def watch(self, sock: "zmq.Socket[bytes]", channel: Channel, heartbeat_s: float) -> None:
+    def watch(self, sock: "zmq.Socket[bytes]", heartbeat_s: float) -> None:
         """Knows of every connection of this ROUTER, which is about to be bound. `heartbeat_s`: its HEARTBEAT_IVL."""
         hub = self._hub
         self._asks_keys = hub.keys is not None and not hub.keys.local
         unheard = Unheard(PLAIN if hub.keys is None or hub.keys.local else CURVE, heartbeat_s)
         self._there = Connections(unheard, drawn_before(hub, sock))
         self.drawn = self._there.drawn
-        self._sock, self._channel = sock, channel
+        self._sock = sock
         self._monitor = hub.monitor(sock, EVENTS, self._event)
         hub.on_revoked(self._revoked)
+
+    def open(self, channel: Channel) -> None:
+        """Messages are taken from this channel of the ROUTER from now on."""
+        self._channel = channel
 
     def close(self) -> None:
         """Nothing is looked at any more. To be called before the socket is closed."""

@@ -11,7 +11,7 @@ from frontend.core.connections import ClientId as ClientId
 from frontend.core.inbox import TARGET_S, Inbox
 from frontend.outbox import Outbox
 from frontend.reception import Reception
-from mesh.net.frames import Channel, open_channel
+from mesh.net.frames import Channel
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX, Hub
 from mesh.roles import PortKind
 from mesh.wire import Buffer
@@ -87,15 +87,15 @@ class ClientPort:
         sock.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_S * 1e3))
         sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(SILENCE_S_MAX * 1e3))
         sock.setsockopt(zmq.HEARTBEAT_TTL, int(CLIENTS_PATIENCE_S * 1e3))
-        channel = open_channel(sock)
-        self.reception.watch(sock, channel, HEARTBEAT_S)
+        self.reception.watch(sock, HEARTBEAT_S)
         address = hub.bind(sock, host, port, "GEARMESH_FRONTEND_PORT", PortKind.CLIENTS)
+        channel = hub.read(sock, self._drain)
+        self.reception.open(channel)
         self.outbox.open(sock, channel)
         self._sock, self._channel = sock, channel
         self._emptied()
         hub.on_turn(self._turn)
         hub.on_flush(self.outbox.flush)
-        hub.read(sock, self._drain)
         return address
 
     def answer(self, client: ClientId, header: bytes, frames: Sequence[Buffer] = ()) -> None:
@@ -119,11 +119,6 @@ class ClientPort:
     def requests_waiting(self) -> int:
         """The number of messages that were read and wait for their turn."""
         return len(self._inbox)
-
-    @property
-    def bytes_waiting(self) -> int:
-        """What these take in memory."""
-        return self._inbox.bytes_held
 
     def waiting(self) -> Iterator[tuple[ClientId, Buffer]]:
         """(client, header) of all messages that wait, for their turn or to be read, in the order of each client's.

@@ -104,12 +104,6 @@ def stamp_channels(stamps: list[tuple[float, str]]) -> None:
                 stamps.append((time.monotonic(), "s"))
             return code
 
-        def send_all(self, pairs: Any) -> Any:
-            refused = self._plain.send_all(pairs)
-            if pairs and len(stamps) < STAMPS_MAX:
-                stamps.append((time.monotonic(), "s"))
-            return refused
-
     _drain.Channel = StampedChannel  # type: ignore[assignment, misc]
 
 

@@ -401,54 +401,12 @@ static PyObject *channel_send(Channel *self, PyObject *const *args, Py_ssize_t n
     return ready == count ? PyLong_FromLong(fault) : NULL;
 }
 
-static PyObject *channel_send_all(Channel *self, PyObject *pairs) {
-    if (!PyList_Check(pairs)) {
-        PyErr_SetString(PyExc_TypeError, "send_all takes a list of (to, body)");
-        return NULL;
-    }
-    PyObject *refused = PyList_New(0);
-    if (refused == NULL)
-        return NULL;
-    reclaim();
-    int closed = is_closed(self);
-    if (closed < 0)
-        goto failed;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(pairs); i++) {
-        PyObject *pair = PyList_GET_ITEM(pairs, i);
-        if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2 || !PyBytes_Check(PyTuple_GET_ITEM(pair, 0))) {
-            PyErr_SetString(PyExc_TypeError, "send_all takes a list of (to, body)");
-            goto failed;
-        }
-        PyObject *to = PyTuple_GET_ITEM(pair, 0);
-        Py_buffer view;
-        if (PyObject_GetBuffer(PyTuple_GET_ITEM(pair, 1), &view, PyBUF_SIMPLE) < 0)
-            goto failed;
-        int fault = closed ? ENOTSOCK
-                           : put_all(self->handle, PyBytes_AS_STRING(to), PyBytes_GET_SIZE(to), &view, 1);
-        if (view.obj != NULL)
-            PyBuffer_Release(&view);
-        if (fault) {
-            PyObject *entry = Py_BuildValue("(ni)", i, fault);
-            if (entry == NULL || PyList_Append(refused, entry) < 0) {
-                Py_XDECREF(entry);
-                goto failed;
-            }
-            Py_DECREF(entry);
-        }
-    }
-    return refused;
-failed:
-    Py_DECREF(refused);
-    return NULL;
-}
-
 static PyMethodDef channel_methods[] = {
     {"take", (PyCFunction)channel_take, METH_NOARGS, "The next message, or None."},
     {"descriptor", (PyCFunction)channel_descriptor, METH_NOARGS, "The descriptor of the last message's connection."},
     {"said", (PyCFunction)channel_said, METH_O, "A property of the last message's connection."},
     {"readable", (PyCFunction)channel_readable, METH_NOARGS, "Whether a message is there."},
     {"send", (PyCFunction)(void (*)(void))channel_send, METH_FASTCALL, "Sends one message; 0, or why it was not taken."},
-    {"send_all", (PyCFunction)channel_send_all, METH_O, "Sends many; those that were not taken."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -54,12 +54,6 @@ class Channel(Protocol):
         Raises: TypeError, BufferError (one of the frames has no contiguous bytes; then nothing was sent).
         """
 
-    def send_all(self, pairs: list[tuple[bytes, bytes]], /) -> list[tuple[int, int]]:
-        """Sends a message of one frame for each (to, body), in their order.
-
-        Returns (index, errno) of those that were not taken; the others were.
-        """
-
 
 class PlainChannel:
     """A `Channel` in Python."""
@@ -141,15 +135,6 @@ class PlainChannel:
         except zmq.ZMQError as error:
             return error.errno or CLOSED
         return 0
-
-    def send_all(self, pairs: list[tuple[bytes, bytes]], /) -> list[tuple[int, int]]:
-        """Sends a message of one frame for each (to, body). Returns (index, errno) of those that were not taken."""
-        refused: list[tuple[int, int]] = []
-        for i, (to, body) in enumerate(pairs):
-            code = self.send(to, body)
-            if code:
-                refused.append((i, code))
-        return refused
 
 
 def _check(data: Buffer) -> None:
