@@ -9,7 +9,7 @@ import zmq
 from frontend.backlog import Backlog, QueuedAnswer
 from frontend.core.connections import ClientId
 from frontend.reception import Reception
-from mesh.net.frames import FRAME_BYTES_ZERO_COPY, NO_ROOM, Channel
+from mesh.net.channels import FRAME_BYTES_ZERO_COPY, NO_ROOM, Channel
 from mesh.net.sockets import Hub
 from mesh.wire import Buffer
 

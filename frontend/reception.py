@@ -12,7 +12,7 @@ from frontend.core.connections import ClientConnection, ClientId, Connections, i
 from frontend.core.unheard import CURVE, PLAIN, Refusal, Unheard
 from frontend.descriptors import address_of, close_connection, received_by
 from mesh.codes import IdentityRefusal
-from mesh.net.frames import Channel
+from mesh.net.channels import Channel
 from mesh.net.sockets import Hub
 from mesh.process.descriptors import Shortage
 from mesh.roles import Holder, Role

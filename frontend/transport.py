@@ -11,7 +11,7 @@ from frontend.core.connections import ClientId as ClientId
 from frontend.core.inbox import TARGET_S, Inbox
 from frontend.outbox import Outbox
 from frontend.reception import Reception
-from mesh.net.frames import Channel
+from mesh.net.channels import Channel
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX, Hub
 from mesh.roles import PortKind
 from mesh.wire import Buffer

@@ -16,8 +16,8 @@ import structlog
 import zmq
 
 from mesh.errors import AddressInUse, SettingsError
+from mesh.net.channels import Channel, open_channel
 from mesh.net.doorkeeper import ADDRESS, Doorkeeper
-from mesh.net.frames import Channel, open_channel
 from mesh.net.keys import Keys
 from mesh.roles import Holder, PortKind
 

@@ -20,7 +20,7 @@ from mesh.codes import LinkLoss
 from mesh.doing import note
 from mesh.identities import Identity
 from mesh.liveness import Liveness
-from mesh.net.frames import NO_ROOM, Channel
+from mesh.net.channels import NO_ROOM, Channel
 from mesh.net.memory import give_back, resident_bytes
 from mesh.net.sockets import Hub
 from mesh.roles import Holder, PortKind, who_may_call

@@ -1,7 +1,7 @@
 """Messages of one ZeroMQ socket, in and out: `open_channel`.
 
 pyzmq makes an object of each frame that is not copied, looks up an enum for each option, and raises an exception for
-each socket that is empty. `mesh/net/_drain.c` does the same without, where it was built; `PlainChannel` says it in
+each socket that is empty. `mesh/net/_channel.c` does the same without, where it was built; `PlainChannel` says it in
 Python. Figures: docs/design/transport.md.
 """
 
@@ -152,10 +152,10 @@ def _compiled() -> "type[Channel] | None":
     if os.environ.get("GEARMESH_PURE", "") not in ("", "0"):
         return None
     try:
-        from mesh.net import _drain
+        from mesh.net import _channel
     except ImportError:
         return None
-    return cast("type[Channel]", _drain.Channel)
+    return cast("type[Channel]", _channel.Channel)
 
 
 COMPILED: "Final[type[Channel] | None]" = _compiled()

@@ -1,4 +1,4 @@
-"""What mesh/net/_drain.c has; mesh/net/frames.py says what it does."""
+"""What mesh/net/_channel.c has; mesh/net/channels.py says what it does."""
 
 from collections.abc import Sequence
 

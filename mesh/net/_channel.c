@@ -1,6 +1,6 @@
 /* Messages of one ZeroMQ socket, in and out, without a Python object per frame and without exceptions.
 
-The same as PlainChannel in mesh/net/frames.py, which says what each function does and runs where this was not built.
+The same as PlainChannel in mesh/net/channels.py, which says what each function does and runs where this was not built.
 
 libzmq is not linked: its functions are looked up in the library that pyzmq itself has loaded, so both always are one
 and the same. Nothing here waits (ZMQ_DONTWAIT), so the interpreter's lock is kept. Only libzmq's own thread runs
@@ -70,7 +70,7 @@ static PyBufferProcs kept_as_buffer = {(getbufferproc)kept_buffer, NULL};
 
 static PyTypeObject KeptFrameType = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "mesh.net._drain.KeptFrame",
+    .tp_name = "mesh.net._channel.KeptFrame",
     .tp_doc = "A received frame that stays where ZeroMQ put it, until the last view of it is gone.",
     .tp_basicsize = sizeof(KeptFrame),
     .tp_flags = Py_TPFLAGS_DEFAULT,
@@ -412,7 +412,7 @@ static PyMethodDef channel_methods[] = {
 
 static PyTypeObject ChannelType = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "mesh.net._drain.Channel",
+    .tp_name = "mesh.net._channel.Channel",
     .tp_doc = "Messages of one ZeroMQ socket, in and out.",
     .tp_basicsize = sizeof(Channel),
     .tp_flags = Py_TPFLAGS_DEFAULT,
@@ -471,12 +471,12 @@ static int find_functions(void) {
 
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
-    .m_name = "mesh.net._drain",
-    .m_doc = "Messages of one ZeroMQ socket, in and out: mesh/net/frames.py says how.",
+    .m_name = "mesh.net._channel",
+    .m_doc = "Messages of one ZeroMQ socket, in and out: mesh/net/channels.py says how.",
     .m_size = -1,
 };
 
-PyMODINIT_FUNC PyInit__drain(void) {
+PyMODINIT_FUNC PyInit__channel(void) {
     if (find_functions() < 0)
         return NULL;
     PyObject *zmq = PyImport_ImportModule("zmq");
