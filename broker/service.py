@@ -65,6 +65,7 @@ class BrokerService:
         self._late: asyncio.TimerHandle | None = None  # when the first of them has waited long enough
         self._soon: asyncio.TimerHandle | None = None  # of a table that may wait
         self._changed = False
+        self._stopped = False  # nothing more is taken, as nothing more is saved
         self._behind: dict[str, None] = {}  # members that registered again as they were: they may have lost the table
         self._port: Port[wire.ToBroker, wire.FromBroker] = Port(
             runtime.transport, "broker", DECODER, self._received, self._lost, kind=PortKind.BROKER, key_of=self._key_of
@@ -92,14 +93,15 @@ class BrokerService:
         return True
 
     def stop(self) -> None:
-        """Saves the catalogue and closes the port."""
+        """Saves the catalogue; replies that waited leave with the next turn, and the port is closed behind it."""
+        self._stopped = True
         if self._soon is not None:
             self._soon.cancel()
         if self._late is not None:
             self._late.cancel()
         self._answer(self._held.rest())
         self._keeper.close()
-        self._port.close()
+        self._hub.loop.call_soon(self._port.close)
         log.info("stopped")
 
     def _key_of(self, member: str) -> str:
@@ -107,6 +109,8 @@ class BrokerService:
         return known.key if known is not None else ""
 
     def _received(self, mail: Mail[wire.ToBroker]) -> None:
+        if self._stopped:
+            return
         holder = self._port.holder(mail.peer)
         for message in mail.messages:
             if holder is None or not needed(message).isdisjoint(holder.roles):
@@ -324,6 +328,8 @@ class BrokerService:
             self._changed = True
 
     def _turn(self, now: float) -> None:
+        if self._stopped:
+            return
         behind, self._behind = self._behind, {}
         if self._changed:
             self._push()

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from frontend.core.unheard import Received
 
 BYTES_RECEIVED_AT = 128  # offset of tcpi_bytes_received, 64 bits. Source: linux/tcp.h, struct tcp_info
-INFO_BYTES = BYTES_RECEIVED_AT + 8
+BYTES_SENT_AT = 200  # of tcpi_bytes_sent and, behind it, tcpi_bytes_retrans, likewise; since Linux 4.19
+INFO_BYTES_MIN, INFO_BYTES = BYTES_RECEIVED_AT + 8, BYTES_SENT_AT + 16
 
 
 def received_by(descriptor: int) -> Received | None:
-    """How much has come through the TCP connection, and from where; None if the system does not say (it is Linux that
-    does).
+    """How much has come through the TCP connection and left through it, and to where; None if the system does not say
+    (it is Linux that does).
 
     The descriptor is ZeroMQ's and stays as it is; by now it may be that of a later connection.
     """
@@ -25,9 +26,14 @@ def received_by(descriptor: int) -> Received | None:
         return None
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, INFO_BYTES)
-        if len(info) < INFO_BYTES:
+        if len(info) < INFO_BYTES_MIN:
             return None
-        return Received(struct.unpack_from("=Q", info, BYTES_RECEIVED_AT)[0], str(sock.getpeername()[0]))
+        count: int = struct.unpack_from("=Q", info, BYTES_RECEIVED_AT)[0]
+        sent: int | None = None
+        if len(info) >= INFO_BYTES:
+            in_all, again = struct.unpack_from("=QQ", info, BYTES_SENT_AT)
+            sent = in_all - again
+        return Received(count, str(sock.getpeername()[0]), sent)
     except OSError:
         return None
     finally:
@@ -63,9 +69,17 @@ def close_connection(descriptor: int, is_it: Callable[[], bool]) -> str | None:
     try:
         held = os.dup(descriptor)
     except OSError:
-        held = None
+        return _ended(descriptor, is_it)
     try:
-        sock = socket.socket(fileno=descriptor if held is None else held)
+        return _ended(held, is_it)
+    finally:
+        os.close(held)
+
+
+def _ended(descriptor: int, is_it: Callable[[], bool]) -> str | None:
+    """The connection with this descriptor, which stays open, is ended if it is that one. Returns its peer's address."""
+    try:
+        sock = socket.socket(fileno=descriptor)
     except OSError:
         return None
     try:
@@ -78,5 +92,3 @@ def close_connection(descriptor: int, is_it: Callable[[], bool]) -> str | None:
         return None
     finally:
         sock.detach()
-        if held is not None:
-            os.close(held)

@@ -9,7 +9,7 @@ import zmq
 from frontend.backlog import Backlog, QueuedAnswer
 from frontend.core.connections import ClientId
 from frontend.reception import Reception
-from mesh.net.frames import FRAME_BYTES_ZERO_COPY, NO_ROOM, Channel
+from mesh.net.channels import FRAME_BYTES_ZERO_COPY, NO_ROOM, Channel
 from mesh.net.sockets import Hub
 from mesh.wire import Buffer
 
@@ -86,7 +86,7 @@ class Outbox:
                 client, answer.header, answer.frames
             ):
                 self._keep(client, answer.header, answer.frames)
-        self._hub.sent(sock)
+        self._hub.look_again(sock)
 
     def close(self) -> None:
         """What is still here leaves, or is dropped."""
@@ -139,7 +139,7 @@ class Outbox:
         if sock is None:
             return
         sent = self._backlog.flush(self._send_queued, FLUSHED_MAX)
-        self._hub.sent(sock)
+        self._hub.look_again(sock)
         self._hub.schedule_turn()
         if self._backlog.count:
             self._flush_s = FLUSH_S if sent else min(2 * self._flush_s, FLUSH_S_MAX)

@@ -12,7 +12,7 @@ from frontend.core.connections import ClientConnection, ClientId, Connections, i
 from frontend.core.unheard import CURVE, PLAIN, Refusal, Unheard
 from frontend.descriptors import address_of, close_connection, received_by
 from mesh.codes import IdentityRefusal
-from mesh.net.frames import Channel
+from mesh.net.channels import Channel
 from mesh.net.sockets import Hub
 from mesh.process.descriptors import Shortage
 from mesh.roles import Holder, Role
@@ -58,23 +58,27 @@ class Reception:
         self._told_s = float("-inf")  # when disconnections were last told
         self.connections = 0
         self.disconnections = 0
-        self.connections_refused = 0  # because their ROUTING_ID was another one's
+        self.connections_refused = 0  # because of their ROUTING_ID, key or protocol: `IdentityRefusal`
         self.unreadable = 0  # messages of peers that do not speak ZMTP 3
         self.expelled = 0  # connections that were closed because of what they sent
         self._left: list[ClientId] = []  # that have left; `gone` will be told
         self._surplus: list[tuple[int, int]] = []  # (descriptor, number) of connections that are too many
         self._looking: asyncio.TimerHandle | None = None  # set while connections are there that were not heard
 
-    def watch(self, sock: "zmq.Socket[bytes]", channel: Channel, heartbeat_s: float) -> None:
+    def watch(self, sock: "zmq.Socket[bytes]", heartbeat_s: float) -> None:
         """Knows of every connection of this ROUTER, which is about to be bound. `heartbeat_s`: its HEARTBEAT_IVL."""
         hub = self._hub
         self._asks_keys = hub.keys is not None and not hub.keys.local
         unheard = Unheard(PLAIN if hub.keys is None or hub.keys.local else CURVE, heartbeat_s)
         self._there = Connections(unheard, drawn_before(hub, sock))
         self.drawn = self._there.drawn
-        self._sock, self._channel = sock, channel
+        self._sock = sock
         self._monitor = hub.monitor(sock, EVENTS, self._event)
         hub.on_revoked(self._revoked)
+
+    def open(self, channel: Channel) -> None:
+        """Messages are taken from this channel of the ROUTER from now on."""
+        self._channel = channel
 
     def close(self) -> None:
         """Nothing is looked at any more. To be called before the socket is closed."""
@@ -153,7 +157,10 @@ class Reception:
             self._refuse(Refusal(descriptor, number, IdentityRefusal.KEY_REVOKED), told=True)
 
     def _too_old(self) -> None:
-        """A peer that does not speak ZMTP 3, or garbage that reads as ZMTP 1, is not heard."""
+        """A peer that does not speak ZMTP 3, or garbage that reads as ZMTP 1, is not heard.
+
+        Nobody knows through which connection it came: a look at those that were not heard finds and ends it.
+        """
         self.unreadable += 1
         if self.unreadable % REFUSALS_UNTOLD == 1:
             log.warning("old_protocol", total=self.unreadable)

@@ -11,7 +11,7 @@ from frontend.core.connections import ClientId as ClientId
 from frontend.core.inbox import TARGET_S, Inbox
 from frontend.outbox import Outbox
 from frontend.reception import Reception
-from mesh.net.frames import Channel, open_channel
+from mesh.net.channels import Channel
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX, Hub
 from mesh.roles import PortKind
 from mesh.wire import Buffer
@@ -32,7 +32,7 @@ NEWS_S = 0.001  # what is known of the time that this thread has not slept may b
 HEARTBEAT_S = 2.0  # ZeroMQ asks each client so often whether it is there
 SILENCE_S_MAX = 4.0  # a client that has not answered for so long is gone: 6 s after its host froze, at most
 CLIENTS_PATIENCE_S = 6.0  # a client that hears nothing of this frontend for so long connects anew
-Message = tuple[ClientId, Buffer, list[Buffer]]
+Message = tuple[ClientId | None, Buffer, list[Buffer]]  # None: it is not heard
 Received = Callable[[ClientId, Buffer, list[Buffer], float], None]
 Worth = Callable[[ClientId, Buffer, float, float], bool]
 
@@ -87,15 +87,15 @@ class ClientPort:
         sock.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_S * 1e3))
         sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(SILENCE_S_MAX * 1e3))
         sock.setsockopt(zmq.HEARTBEAT_TTL, int(CLIENTS_PATIENCE_S * 1e3))
-        channel = open_channel(sock)
-        self.reception.watch(sock, channel, HEARTBEAT_S)
+        self.reception.watch(sock, HEARTBEAT_S)
         address = hub.bind(sock, host, port, "GEARMESH_FRONTEND_PORT", PortKind.CLIENTS)
+        channel = hub.read(sock, self._drain)
+        self.reception.open(channel)
         self.outbox.open(sock, channel)
         self._sock, self._channel = sock, channel
         self._emptied()
         hub.on_turn(self._turn)
         hub.on_flush(self.outbox.flush)
-        hub.read(sock, self._drain)
         return address
 
     def answer(self, client: ClientId, header: bytes, frames: Sequence[Buffer] = ()) -> None:
@@ -120,11 +120,6 @@ class ClientPort:
         """The number of messages that were read and wait for their turn."""
         return len(self._inbox)
 
-    @property
-    def bytes_waiting(self) -> int:
-        """What these take in memory."""
-        return self._inbox.bytes_held
-
     def waiting(self) -> Iterator[tuple[ClientId, Buffer]]:
         """(client, header) of all messages that wait, for their turn or to be read, in the order of each client's.
 
@@ -137,7 +132,9 @@ class ClientPort:
             unread = None if self._channel is None else self._next(self._channel)
             if unread is None:
                 return
-            yield unread[0], unread[1]
+            sender, header, _ = unread
+            if sender is not None:
+                yield sender, header
 
     def close(self) -> None:
         """Closes the port; answers on their way still get their linger time."""
@@ -169,25 +166,28 @@ class ClientPort:
         if self._resting is not None:
             if self._inbox:
                 self._work_off()
+            else:
+                channel.readable()  # who does not ask has the descriptor call again, and again, until the rest is over
             return bool(self._inbox)
         if not self._inbox:
             ends_s = now + SLICE_S
             began_s, old = now, now - arrived_s > TARGET_S
-            count = 0
-            while count < MESSAGES_PER_DRAIN_MAX:
-                count += 1
+            heard = 0
+            for _ in range(MESSAGES_PER_DRAIN_MAX):
                 message = self._next(channel)
                 if message is None:
                     self._emptied()
                     return False
                 client, header, frames = message
-                if not old or self._worth(client, header, arrived_s, 0.0):
-                    self._received(client, header, frames, arrived_s)
+                if client is not None:
+                    heard += 1
+                    if not old or self._worth(client, header, arrived_s, 0.0):
+                        self._received(client, header, frames, arrived_s)
                 now = time.monotonic()
                 if now > ends_s:
                     break
-            if not old:
-                self._inbox.processed(count, now - began_s)
+            if heard and not old:
+                self._inbox.processed(heard, now - began_s)
         elif self._has_read:
             self._has_read = False
             self._work_off()
@@ -214,8 +214,9 @@ class ClientPort:
                 self._emptied()
                 return
             client, header, frames = message
-            wait_s = inbox.wait_s(client)
-            if wait_s > TARGET_S and not self._worth(client, header, arrived_s, wait_s):
+            if client is None:
+                pass  # its reading took time all the same
+            elif (wait_s := inbox.wait_s(client)) > TARGET_S and not self._worth(client, header, arrived_s, wait_s):
                 pass
             elif not inbox.put(client, header, frames, arrived_s) and self._worth(client, header, arrived_s, INFINITE):
                 self._received(client, header, frames, arrived_s)
@@ -251,9 +252,9 @@ class ClientPort:
     def _turn(self, now: float) -> None:
         """What this process did for others while no client said anything is not counted as a wait."""
         sock, channel = self._sock, self._channel
-        if sock is None or channel is None or now - self._empty_s < UNSEEN_S:
+        if sock is None or channel is None or now - self._empty_s < UNSEEN_S or self._resting is not None:
             return
-        self._hub.sent(sock)  # looking consumes the edge of what has arrived
+        self._hub.look_again(sock)  # looking consumes the edge of what has arrived
         if not channel.readable():
             self._emptied()
 
@@ -264,25 +265,26 @@ class ClientPort:
             self._awake_s, self._awake_at_s = self._awake.seconds(), now
 
     def _next(self, channel: Channel) -> Message | None:
-        """The next message that a client may say; None if there is none at present."""
+        """The next message; None if there is none at present.
+
+        One that is not heard is handed on, too, without its client: whoever counts messages has to count it, or those
+        that send nothing else would be read without end.
+        """
+        taken = channel.take()
+        if taken is None:
+            return None
+        identity, header, frames = taken
+        delimited = False
+        if frames and not header:
+            delimited = True
+            header = frames.pop(0)
         reception = self.reception
-        while True:
-            taken = channel.take()
-            if taken is None:
-                return None
-            identity, header, frames = taken
-            delimited = False
-            if frames and not header:
-                delimited = True
-                header = frames.pop(0)
-            if reception.closing and identity in reception.closing:
-                self.unheard += 1
-                continue
-            connection = reception.drawn.get(identity)
-            if connection is not None:
-                client = connection.clients[0]
-                if client.delimited is delimited:
-                    return client, header, frames
-            known = reception.client_of(identity, delimited)
-            if known is not None:
-                return known, header, frames
+        if reception.closing and identity in reception.closing:
+            self.unheard += 1
+            return None, header, frames
+        connection = reception.drawn.get(identity)
+        if connection is not None:
+            client = connection.clients[0]
+            if client.delimited is delimited:
+                return client, header, frames
+        return reception.client_of(identity, delimited), header, frames

@@ -477,6 +477,7 @@ class IdentityRefusal(StrEnum):
     FREE_AGAIN = "another connection had its ROUTING_ID when it came; it is given up now"
     KEY_REVOKED = "its key may not call any more"
     RESERVED = "its ROUTING_ID has 5 bytes, of which the first is 0: ZeroMQ itself gives such names"
+    OLD_PROTOCOL = "it speaks ZMTP 1 or 2, or something that reads like it: messages in ZMTP 3 are read here"
 
 
 _STATUSES: dict[str, int | None] = {status: status.http for status in AnswerStatus}

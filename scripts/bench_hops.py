@@ -74,12 +74,12 @@ def probe(module: str, arguments: list[str]) -> None:
 
 
 def stamp_channels(stamps: list[tuple[float, str]]) -> None:
-    """Stamps what goes through channels in C, which do without pyzmq; to be called before mesh.net.frames is loaded."""
+    """Stamps what goes through channels in C, which do without pyzmq; comes before mesh.net.channels is loaded."""
     try:
-        from mesh.net import _drain
+        from mesh.net import _channel
     except ImportError:  # not built: pyzmq's sockets are stamped
         return
-    plain = _drain.Channel
+    plain = _channel.Channel
 
     class StampedChannel:
         """A channel that notes when it has taken or sent a message."""
@@ -104,13 +104,7 @@ def stamp_channels(stamps: list[tuple[float, str]]) -> None:
                 stamps.append((time.monotonic(), "s"))
             return code
 
-        def send_all(self, pairs: Any) -> Any:
-            refused = self._plain.send_all(pairs)
-            if pairs and len(stamps) < STAMPS_MAX:
-                stamps.append((time.monotonic(), "s"))
-            return refused
-
-    _drain.Channel = StampedChannel  # type: ignore[assignment, misc]
+    _channel.Channel = StampedChannel  # type: ignore[assignment, misc]
 
 
 def ask(address: str, requests: int) -> list[tuple[float, float]]:

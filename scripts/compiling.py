@@ -67,7 +67,7 @@ INTERPRETED = {  # {file that stays as it is: why}
     "mesh/strings.py": "clients import it",
     "mesh/tallies.py": "mypyc takes no dataclass that is Generic",
 }
-EXTENSIONS = {"mesh.net._drain": ["mesh/net/_drain.c"]}  # {module: its sources in C}; built where they are
+EXTENSIONS = {"mesh.net._channel": ["mesh/net/_channel.c"]}  # {module: its sources in C}; built where they are
 FLAGS = ("-O2", "-g0", "-w")  # and those of the variable CFLAGS, which come last
 SCRATCH = ".building-"  # what the names of folders begin with that nobody but their maker uses
 MYPY = """

@@ -99,7 +99,7 @@ METRICS: dict[str, tuple[str, str]] = {  # {name: (kind, help)}, in order; docs/
     "gearmesh_results_refused_total": ("counter", "Envelopes at the port for outputs that were not read."),
     "gearmesh_link_losses_total": ("counter", "A frontend's links to controllers and workers that were lost."),
     "gearmesh_links_down": ("gauge", "Links that were lost and have no successor yet, of members of the table."),
-    "gearmesh_connections_refused_total": ("counter", "A frontend's connections closed because of their ROUTING_ID."),
+    "gearmesh_connections_refused_total": ("counter", "A frontend's connections closed for ROUTING_ID, key or ZMTP."),
     "gearmesh_accept_failed_total": ("counter", "A frontend's connections closed for want of file descriptors."),
     "gearmesh_in_flight": ("gauge", "A frontend's requests without an answer."),
     "gearmesh_in_flight_bytes": ("gauge", "Bytes of their inputs."),

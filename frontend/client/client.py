@@ -118,10 +118,11 @@ class Client:
         connection = self._connection
         began_s = time.monotonic()
         flights: list[PendingRequest] = []
+        unknown = {target.app: target for target, _ in requests if not connection.talk.spec(target)}  # one of each kind
+        for target in unknown.values():  # before the first request is sent: none waits until another is answered
+            self._learn(target, time_left(timeout_s, began_s))
         try:
             for target, x in requests:
-                if not connection.talk.spec(target):
-                    self._learn(target, time_left(timeout_s, began_s))
                 flight = connection.infer(target, x, slo_ms, time_left(timeout_s, began_s), options)
                 flights.append(flight)  # first: Ctrl-C may come as soon as it has left
                 try:

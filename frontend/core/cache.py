@@ -105,11 +105,6 @@ class PredictionCache(Generic[W]):
         """The hash of this query."""
         return self.hash_of(f"{ref} {sizes}" if sizes else ref, inputs)
 
-    def get(self, key: int, ref: str, inputs: Sequence[Bytes], sizes: Sizes = ()) -> tuple[bytes, ...] | None:
-        """The outputs for exactly this input, one buffer each; None if they are not cached."""
-        entry = self.find(key, ref, inputs, sizes)
-        return None if entry is None else entry.outputs
-
     def find(self, key: int, ref: str, inputs: Sequence[Bytes], sizes: Sizes = ()) -> Entry | None:
         """The prediction for exactly this input; None if it is not cached."""
         entry = self._ring.get(key)

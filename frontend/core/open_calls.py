@@ -117,12 +117,11 @@ class Completed:
         self.batch_padded = batch_padded  # rows that EXEC computed in that batch, padding included
         self.pieces = pieces  # outputs of each part
 
-    def outputs(self) -> Sequence[Any]:
-        """One buffer per output, with all rows; copied only if the call was split. Raises: OutputFault, as `joined`."""
-        return self.joined()[0]
-
     def joined(self) -> tuple[Sequence[Any], Shapes]:
-        """The outputs and their shapes; (): the spec's. Raises: OutputFault, if the parts' do not fit together."""
+        """The outputs and their shapes; (): the spec's. Raises: OutputFault, if the parts' do not fit together.
+
+        One buffer per output, with all rows; copied only if the call was split.
+        """
         rules = self.call.rules
         if rules is not None:
             parts = zip(self.call.parts, self.pieces, strict=True)

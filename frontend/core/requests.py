@@ -14,7 +14,6 @@ from frontend.core.open_calls import Call, CallPart, Completed
 from frontend.core.output_rules import OutputFault, Shapes
 from frontend.core.shares import Shares, fit_all, fits
 from frontend.core.splitting import split
-from mesh.tensors import byte_count
 
 REFUSAL_S = 0.015  # a call waits at least this long, so that a refusal arrives with its reason even on a smaller budget
 
@@ -37,16 +36,6 @@ class RequestTable:
 
     def __len__(self) -> int:
         return len(self._calls)
-
-    @property
-    def full(self) -> bool:
-        """Whether no further call can be opened."""
-        return len(self._calls) >= self.in_flight_max
-
-    @property
-    def memory_full(self) -> bool:
-        """Whether the inputs of open calls take so much memory that no further call can be opened."""
-        return self.bytes_held >= self.bytes_max
 
     def full_for(self, asker: int, most: int) -> bool:
         """Whether this client can open no further call: `most` are open, or the client has its share of those."""
@@ -210,29 +199,19 @@ class RequestTable:
         part = self._parts.get(number)
         if part is None:
             return None
-        form = part.call.form
-        if form is not None:
-            if form.fits(part.rows, outputs):
+        call = part.call
+        if call.rules is None:
+            if call.form is not None and call.form.fits(part.rows, outputs):
                 return None
-            self._end(part.call)
-            return part.call
-        rules = part.call.rules
-        if rules is not None:
+        else:
             try:
-                part.shapes = rules.checked(part.rows, part.call.extents, shapes, outputs)
+                part.shapes = call.rules.checked(part.rows, call.extents, shapes, outputs)
             except OutputFault as fault:
-                part.call.malformed = str(fault)
-                self._end(part.call)
-                return part.call
-            return None
-        wanted = part.call.spec.outputs
-        if len(outputs) == len(wanted) and all(
-            len(data) == byte_count(spec.dtype, (part.rows, *spec.shape[1:]))
-            for data, spec in zip(outputs, wanted, strict=True)
-        ):
-            return None
-        self._end(part.call)
-        return part.call
+                call.malformed = str(fault)
+            else:
+                return None
+        self._end(call)
+        return call
 
     def refused_before(self, number: int, attempt: int) -> CallPart | None:
         """A part was refused that was submitted for a call that is gone: it is submitted no more, and returned.

@@ -1,4 +1,4 @@
-"""Connections that can never be heard: whose ROUTING_ID another one had when they came. Pure.
+"""Connections that can never be heard: whose ROUTING_ID another one had as they came, or who speak no ZMTP 3. Pure.
 
 A ROUTER ignores a connection whose identity is in use, for good: it is not told of it, and does not look again when
 the other one has ended (libzmq, router.cpp, `identify_peer`). ROUTER_HANDOVER would give the newcomer the answers to
@@ -7,6 +7,9 @@ what the other one asked. So such a connection is closed, which its client sees;
 What tells them from clients that are only quiet is how much the system has received from them: the handshake of a
 client without a ROUTING_ID is of known length, and one with a ROUTING_ID is longer by that. What comes in addition
 was asked; if nothing of it came through, it never will.
+
+A peer that speaks ZMTP 1 or 2, or garbage that reads like it, sends what it likes after a few bytes, and none of it
+says which connection it came through. It is told by the greeting of ZMTP 3, which it was not sent.
 """
 
 import heapq
@@ -30,6 +33,8 @@ MOVING_BYTES = 1024  # more than these between two looks are no heartbeats
 HOSTS_MAX = 1024  # whose refusals are remembered, for IN_USE_S_FORGOTTEN
 IN_USE_S_FORGOTTEN = 2 * IN_USE_S_MAX
 NAME_BYTES_MAX = 255  # longest ROUTING_ID
+GREETING_BYTES = 64  # of ZMTP 3, either way: who sends more, and is not sent as many, speaks another version. Source:
+# ZeroMQ RFC 23; libzmq 4.3.5, zmtp_engine.cpp
 REQ_LESS = 3  # the handshake of a REQ socket is shorter by so many bytes than that of a DEALER
 
 
@@ -49,6 +54,7 @@ class Received(NamedTuple):
 
     bytes: int  # received so far
     host: str
+    sent: int | None = None  # bytes that it was sent so far, each counted once; None: the system does not say
 
 
 class Refusal(NamedTuple):
@@ -78,7 +84,8 @@ class Unheard:
     def __init__(self, wire: Wire, heartbeat_s: float) -> None:
         self._wire = wire
         self._heartbeat_s = heartbeat_s
-        self._connections: dict[int, UnheardConnection] = {}  # {file descriptor: connection}, longest unseen first
+        self._connections: OrderedDict[int, UnheardConnection] = OrderedDict()  # {file descriptor: connection}, longest
+        # unseen first
         self.names: list[int] = []  # lengths of the identities in use that clients chose, ascending
         self._pauses: OrderedDict[str, tuple[float, float]] = OrderedDict()  # {host: (last refusal, pause)}, by refusal
         self._look_at: float | None = None  # None: there is nothing to look at
@@ -122,13 +129,21 @@ class Unheard:
 
         `look(descriptor)`: what was received; None if the system does not say.
         """
+        old: list[Refusal] = []
         for descriptor in list(islice(self._connections, LOOKS_MAX)):
-            if now - self._connections[descriptor].since_s >= FIRST_LOOK_S:
-                self._look(descriptor, look(descriptor), now)
+            connection = self._connections[descriptor]
+            if now - connection.since_s < FIRST_LOOK_S:
+                continue
+            received = look(descriptor)
+            if received is not None and received.sent is not None and received.sent < GREETING_BYTES < received.bytes:
+                self._connections.move_to_end(descriptor)
+                old.append(Refusal(descriptor, connection.number, IdentityRefusal.OLD_PROTOCOL))
+            else:
+                self._look(descriptor, received)
         self._look_at = now + LOOK_S if self._connections else None
-        return list(self._to_close(now))
+        return [*old, *self._to_close(now)]
 
-    def _look(self, descriptor: int, received: Received | None, now: float) -> None:
+    def _look(self, descriptor: int, received: Received | None) -> None:
         connection = self._connections.pop(descriptor)
         if received is None:
             return

@@ -13,12 +13,22 @@ def shut(descriptor: int | None, address: str) -> None:
     if descriptor is None:
         return  # the peer does not speak ZMTP 3
     try:
-        held = socket.socket(fileno=os.dup(descriptor))
+        held = os.dup(descriptor)  # so that nothing can change in between
     except OSError:
-        return
-    with held:
-        try:
-            if str(held.getpeername()[0]) == address:
-                held.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return  # it has ended
+        return  # it has ended
+    try:
+        _shut_if_from(held, address)
+    except OSError:
+        return  # it has ended, or is no socket by now
+    finally:
+        os.close(held)
+
+
+def _shut_if_from(descriptor: int, address: str) -> None:
+    """Raises: OSError."""
+    sock = socket.socket(fileno=descriptor)
+    try:
+        if str(sock.getpeername()[0]) == address:
+            sock.shutdown(socket.SHUT_RDWR)
+    finally:
+        sock.detach()

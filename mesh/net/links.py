@@ -15,8 +15,8 @@ from mesh.addresses import MEMORY
 from mesh.clocks import OffsetFilter
 from mesh.codes import LinkLoss
 from mesh.identities import Identity, named
+from mesh.net.channels import Channel
 from mesh.net.doorkeeper import REPLACED
-from mesh.net.frames import Channel
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX
 from mesh.net.transport import Line, Mail, Transport, hand_on
 from mesh.refusals import Refusals

@@ -13,8 +13,8 @@ from mesh.addresses import MEMORY
 from mesh.clocks import OffsetFilter
 from mesh.codes import LinkLoss, LinkRefusal
 from mesh.identities import Identity, claimed
+from mesh.net.channels import Channel
 from mesh.net.connections import shut
-from mesh.net.frames import Channel
 from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX
 from mesh.net.transport import Line, Mail, Transport, hand_on
 from mesh.refusals import Refusals

@@ -16,8 +16,8 @@ import structlog
 import zmq
 
 from mesh.errors import AddressInUse, SettingsError
+from mesh.net.channels import Channel, open_channel
 from mesh.net.doorkeeper import ADDRESS, Doorkeeper
-from mesh.net.frames import Channel, open_channel
 from mesh.net.keys import Keys
 from mesh.roles import Holder, PortKind
 
@@ -73,7 +73,8 @@ class Hub:
             self._context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
         self._drains: dict[zmq.Socket[bytes], Callable[[], bool]] = {}  # {socket: drain; True: there may be more}
         self._channels: dict[zmq.Socket[bytes], Channel] = {}  # {socket: its channel}: those of `_drains`
-        self._sent: set[zmq.Socket[bytes]] = set()  # sockets sent on in this turn: a send may consume their edge
+        self._edgeless: set[zmq.Socket[bytes]] = set()  # whose edge may have been consumed in this turn
+        self._soon: set[zmq.Socket[bytes]] = set()  # that are drained in the loop's next round
         self._hooks: list[Callable[[float], None]] = []  # decide(now) of each service, in order of start
         self._deliver: list[Callable[[], bool]] = []  # deliver in-memory mail; True if there was any
         self._flushes: list[Callable[[], None]] = []
@@ -163,7 +164,7 @@ class Hub:
                     return False
                 asker, empty, request = asked
                 channel.send(asker, empty, door.answer([bytes(part) for part in request]))
-                self.sent(zap)
+                self.look_again(zap)
             return True
 
         channel = self.read(zap, drain)
@@ -189,7 +190,7 @@ class Hub:
         channel = self._channels[sock] = open_channel(sock)
         self._drains[sock] = drain
         self.loop.add_reader(_fd(sock), self._readable, sock)
-        self.loop.call_soon(self._readable, sock)  # messages that came before the reader was set raise no edge
+        self._drain_soon(sock)  # messages that came before the reader was set raise no edge
         return channel
 
     def drop(self, sock: zmq.Socket[bytes], linger_ms: int = 0) -> None:
@@ -197,7 +198,7 @@ class Hub:
         if self._drains.pop(sock, None) is not None:
             self.loop.remove_reader(_fd(sock))
         self._channels.pop(sock, None)
-        self._sent.discard(sock)
+        self._edgeless.discard(sock)
         sock.close(linger_ms)
 
     def monitor(self, sock: zmq.Socket[bytes], events: int, tell: Callable[[int, int], None]) -> zmq.Socket[bytes]:
@@ -230,16 +231,19 @@ class Hub:
         for _ in range(DRAINS_AT_ONCE_MAX):
             if not drain():
                 break
-        self.sent(sock)
+        self.look_again(sock)
         self.schedule_turn()
 
     def read_again(self, sock: "zmq.Socket[bytes]") -> None:
         """What `drain` left when it returned False is passed on now, unless the socket was dropped."""
         self._readable(sock)
 
-    def sent(self, sock: zmq.Socket[bytes]) -> None:
-        """Re-checks `sock` at the end of the turn: a send, even one that fails, may consume its FD's readable edge."""
-        self._sent.add(sock)
+    def look_again(self, sock: zmq.Socket[bytes]) -> None:
+        """Looks at `sock` at the end of the turn, which has to come.
+
+        To be called after whatever may consume its FD's readable edge: a send, even one that fails, or a look.
+        """
+        self._edgeless.add(sock)
 
     def on_turn(self, decide: Callable[[float], None]) -> None:
         """Calls `decide(now)` once in every turn, after all that has arrived was drained."""
@@ -278,15 +282,24 @@ class Hub:
 
     def _readable(self, sock: zmq.Socket[bytes]) -> None:
         drain = self._drains.get(sock)
-        if drain is None:
+        if drain is None or sock in self._soon:  # in one round of the loop a socket is drained once
             return
         more = True
         try:
             more = drain()
         finally:
             if more:
-                self.loop.call_soon(self._readable, sock)
+                self._drain_soon(sock)
             self.schedule_turn()
+
+    def _drain_soon(self, sock: zmq.Socket[bytes]) -> None:
+        if sock not in self._soon:
+            self._soon.add(sock)
+            self.loop.call_soon(self._drain_now, sock)
+
+    def _drain_now(self, sock: zmq.Socket[bytes]) -> None:
+        self._soon.discard(sock)
+        self._readable(sock)
 
     def _turn(self) -> None:
         self._turn_scheduled = False
@@ -299,8 +312,8 @@ class Hub:
             self._deciding = False
         for flush in self._flushes:
             flush()
-        if self._sent:
-            self._look_again()
+        if self._edgeless:
+            self._look()
 
     def _decide(self) -> None:
         """Every service decides, and once more as long as others in this process have sent it something."""
@@ -315,12 +328,12 @@ class Hub:
                 return
         self.schedule_turn()
 
-    def _look_again(self) -> None:
-        sent, self._sent = self._sent, set()
-        for sock in sent:
+    def _look(self) -> None:
+        edgeless, self._edgeless = self._edgeless, set()
+        for sock in edgeless:
             channel = self._channels.get(sock)
             if channel is not None and channel.readable():
-                self.loop.call_soon(self._readable, sock)
+                self._drain_soon(sock)
 
 
 def _fd(sock: "zmq.Socket[bytes]") -> int:

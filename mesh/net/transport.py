@@ -20,7 +20,7 @@ from mesh.codes import LinkLoss
 from mesh.doing import note
 from mesh.identities import Identity
 from mesh.liveness import Liveness
-from mesh.net.frames import NO_ROOM, Channel
+from mesh.net.channels import NO_ROOM, Channel
 from mesh.net.memory import give_back, resident_bytes
 from mesh.net.sockets import Hub
 from mesh.net.unsent import Held, Unsent
@@ -234,7 +234,7 @@ class Transport:
         sock, channel = line.owner.sock, line.owner.channel
         if sock is None or channel is None:
             return ""
-        self.hub.sent(sock)  # a send that fails consumes the edge of what arrived from others as well
+        self.hub.look_again(sock)  # a send that fails consumes the edge of what arrived from others as well
         to = None if line.port is None else line.name
         now = time.monotonic()
         unsent = line.unsent

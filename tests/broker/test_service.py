@@ -14,6 +14,7 @@ import pytest
 import zmq
 
 from broker import keeping
+from broker.core import effect
 from broker.service import LINES_S
 from broker.store import CatalogueStore
 from mesh import wire
@@ -23,7 +24,7 @@ from mesh.roles import PortKind
 from scripts.rigs.meshes import until
 from tests.broker.full_disks import full_disk
 from tests.disks import refuse
-from tests.loops import on_loop
+from tests.loops import LIMIT_S, on_loop
 from tests.mesh.net.brokers import SPEC, Broker, Caller, Registered, members, package
 from tests.mesh.net.processes import Processes, envelope, processes
 from tests.messages import names
@@ -503,6 +504,25 @@ async def test_a_stopped_broker_drains_at_once_and_leaves_its_port(tmp_path: Pat
 
 
 # -- versions and their contents --------------------------------------------------------------------------------------
+
+
+@both_makes
+@on_loop
+async def test_a_reply_that_waits_for_frontends_leaves_when_the_broker_stops(
+    make: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(effect, "HELD_S", LIMIT_S)
+    async with mesh(tmp_path, make) as at:
+        frontend = at.caller("frontend-1")
+        frontend.register("frontend")
+        await frontend.table()
+        at.operator.link.send(wire.Undeploy(call=5, name="m"))
+        await frontend.table(lambda table: not table.models)  # it never says that it has it
+        assert at.operator.replies() == []
+        at.broker.service.stop()
+        await at.operator.mail.until(lambda _: at.operator.replies())
+        assert told(at.operator.replies()) == [(5, True, ())]
+        at.broker.running = False
 
 
 @on_loop

@@ -1,6 +1,7 @@
 """frontend/transport.py: the clients' socket, which has to withstand any client."""
 
 import asyncio
+import functools
 import select
 import time
 from collections.abc import Callable
@@ -379,10 +380,10 @@ class HandTimers:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
 
-    def call_later(self, delay_s: float, call: Callable[[], None]) -> asyncio.TimerHandle:
+    def call_later(self, delay_s: float, call: Callable[..., None], *args: Any) -> asyncio.TimerHandle:
         """Keeps the call."""
-        self.timers.append(call)
-        return self._loop.call_later(LIMIT_S, call)
+        self.timers.append(functools.partial(call, *args))
+        return self._loop.call_later(LIMIT_S, call, *args)
 
     def add_reader(self, fd: int, *call: Any) -> None:
         """Adds the reader."""
@@ -411,6 +412,34 @@ async def test_a_request_that_comes_before_a_vain_try_to_send_waiting_answers_is
         assert select.select([loop.read[-1]], [], [], LIMIT_S)[0]
         loop.timers[-1]()
         assert (await listening.messages(3))[2] == (b"again", [])
+
+
+@on_loop
+async def test_while_a_strained_port_rests_the_loop_may_sleep_whatever_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SLICE_S", 0.0)
+    monkeypatch.setattr(module, "UNSEEN_S", 0.0)
+    async with processes() as made:
+        listening = Listening(made)
+        listening.port.close()
+        loop = listening.hub.loop = HandTimers(listening.hub.loop)  # type: ignore[assignment]
+        listening.address = listening.port.listen("127.0.0.1", 0, SIZE_MAX)
+        sock = client(made, listening)
+        sock.send(b"one")
+        await listening.messages(1)
+        listening.port.strained = True
+        timers = len(loop.timers)
+        sock.send(b"two")
+        await listening.messages(2)
+        assert len(loop.timers) == timers + 1  # the rest has begun
+        sock.send(b"three")
+        assert select.select([loop.read[-1]], [], [], LIMIT_S)[0]
+        turns = len(listening.turns.items)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert len(listening.turns.items) - turns <= 3
+        assert len(listening.said.items) == 2
+        loop.timers[-1]()
+        assert (await listening.messages(3))[2] == (b"three", [])
 
 
 @on_loop

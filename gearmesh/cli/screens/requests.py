@@ -18,7 +18,7 @@ from mesh.wire import split_ref
 
 SUSPECTS_SHOWN = 3
 TURNED_AWAY = {
-    "connections_refused": "another client has their ROUTING_ID",
+    "connections_refused": "their ROUTING_ID, key or protocol is none that is served (the log says why)",
     "accept_failed": "no file descriptors are left (ulimit -n)",
 }
 

@@ -12,7 +12,7 @@ import zmq
 from frontend.client.async_client import AsyncClient
 from frontend.client.client import Invalid, Rejected
 from tests.frontend.client.fakes import ROW, Asked, FakeFrontend, Serving, error, infers, models, ok, usual
-from tests.loops import on_loop
+from tests.loops import LIMIT_S, on_loop
 
 # -- many at once -----------------------------------------------------------------------------------------------------
 
@@ -52,6 +52,20 @@ def test_of_many_requests_one_may_be_for_a_model_that_is_not_there(serving: Serv
     first, second, third = client.infer_many([("m", ROW), ("nowhere", ROW), ("m", ROW)], slo_ms=60_000)
     assert isinstance(second, Invalid)
     assert (first["y"][0, 0], third["y"][0, 0]) == (2.0, 2.0)
+
+
+def test_requests_leave_together_whichever_of_their_models_are_known(serving: Serving) -> None:
+    _, client = serving(backwards(4))
+    client.models()
+    names = ["m", "nowhere", "m", "nowhere"]
+    outcomes = client.infer_many([(name, ROW * i) for i, name in enumerate(names)], slo_ms=60_000, timeout_s=LIMIT_S)
+    assert [outcome["y"][0, 0] for outcome in outcomes] == [0.0, 2.0, 4.0, 6.0]
+
+
+def test_models_that_stay_unknown_are_looked_for_once_for_all_their_requests(serving: Serving) -> None:
+    frontend, client = serving()
+    client.infer_many([("nowhere", ROW), ("elsewhere", ROW), ("nowhere", ROW)])
+    assert [asked.message["op"] for asked in frontend.asked] == ["models", "infer", "infer", "infer"]
 
 
 def test_several_frontends_share_the_requests(make: Any) -> None:

@@ -16,7 +16,8 @@ def remember(cache: PredictionCache[str], ref: str, data: bytes, outputs: bytes 
 
 
 def found(cache: PredictionCache[str], ref: str, *data: Any) -> Any:
-    return cache.get(cache.key(ref, data), ref, data)
+    entry = cache.find(cache.key(ref, data), ref, data)
+    return None if entry is None else entry.outputs
 
 
 def test_only_the_same_model_version_and_input_is_found() -> None:
@@ -72,7 +73,7 @@ def test_followers_of_a_flight_are_told_once() -> None:
     key = cache.key("m:1", [b"a"])
     assert cache.flight(key, "m:1", [b"a"]) is None
     flight = cache.lead(key, "m:1", [b"a"], "first")
-    assert cache.get(key, "m:1", [b"a"]) is None
+    assert cache.find(key, "m:1", [b"a"]) is None
     same = cache.flight(key, "m:1", [b"a"])
     assert same is flight
     cache.follow(flight, "second", 1.0)

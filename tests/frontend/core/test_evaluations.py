@@ -174,8 +174,8 @@ def test_parts_of_a_split_call_are_handed_over_with_the_outputs_that_are_there()
     table.outputs(first.number, [b"a"], 4, 0.1, "gpu:0")
     completed = table.outputs(third.number, [b"c"], 4, 0.1, "gpu:0")
     assert completed is not None
-    assert (completed.call, completed.outputs()) == (calls[1], [b"abc"])
-    assert both.succeeded(completed, completed.outputs(), True) == []
+    assert (completed.call, completed.joined()[0]) == (calls[1], [b"abc"])
+    assert both.succeeded(completed, completed.joined()[0], True) == []
     assert table.bytes_held == 0
     both.check()
 
@@ -252,7 +252,7 @@ class AnyOrder(RuleBasedStateMachine):
             del self.held[number]
             completed = self.table.outputs(number, [b"%d" % number], 4, 0.01, "gpu:0")
             if completed is not None:
-                for call in [completed.call, *self.both.succeeded(completed, completed.outputs(), pick % 2 == 0)]:
+                for call in [completed.call, *self.both.succeeded(completed, completed.joined()[0], pick % 2 == 0)]:
                     self._end(call, "ok")
 
     @rule(pick=PICK)

@@ -14,6 +14,7 @@ from mesh import wire
 from tests.cores import Checked
 
 TENSOR = wire.TensorSpec(name="x", dtype="uint8", shape=(-1, 2))
+OTHER = 7  # an asker who holds nothing
 SPEC = wire.ModelSpec(inputs=(TENSOR,), outputs=(TENSOR,), batch_max=4, slo_ms=50.0)
 
 
@@ -76,7 +77,7 @@ def test_a_part_with_too_many_rows_of_its_extents_is_halved_until_they_fit(table
     assert outputs(table, halves[0], b"aabb") is None
     completed = outputs(table, one, b"cc")
     assert completed is not None
-    assert completed.outputs() == [b"aabbccddee"]
+    assert completed.joined()[0] == [b"aabbccddee"]
     assert (len(table), table.bytes_held) == (0, 0)
 
 
@@ -127,28 +128,28 @@ def test_no_number_is_used_twice(table: Any) -> None:
 
 
 def test_the_table_is_full_at_its_limit_and_not_before(table: Any) -> None:
-    assert not table.full
+    assert not table.full_for(0, 3)
     opened(table, call_of(1))
     opened(table, call_of(2))
-    assert (table.full, len(table)) == (False, 2)
+    assert (table.full_for(0, 3), len(table)) == (False, 2)
     (part,) = opened(table, call_of(3))
-    assert (table.full, len(table)) == (True, 3)
+    assert (table.full_for(0, 3), len(table)) == (True, 3)
     outputs(table, part)
-    assert (table.full, len(table)) == (False, 2)
+    assert (table.full_for(0, 3), len(table)) == (False, 2)
 
 
 def test_the_table_is_heavy_once_the_inputs_of_its_open_calls_reach_the_limit() -> None:
     table: Any = Checked(RequestTable(in_flight_max=10, bytes_max=10))
-    assert not table.memory_full
+    assert not table.memory_full_for(OTHER)
     (first,) = opened(table, call_of(1, rows=4))
     table.wait(call_of(2, rows=4))  # it waits for another call's outputs, so its own inputs are not kept
-    assert (table.memory_full, table.bytes_held) == (False, 8)
+    assert (table.memory_full_for(OTHER), table.bytes_held) == (False, 8)
     opened(table, call_of(3, rows=5))
-    assert (table.memory_full, table.bytes_held) == (True, 18)
+    assert (table.memory_full_for(OTHER), table.bytes_held) == (True, 18)
     outputs(table, first)
-    assert (table.memory_full, table.bytes_held) == (True, 10)
+    assert (table.memory_full_for(OTHER), table.bytes_held) == (True, 10)
     table.close_all()
-    assert (table.memory_full, table.bytes_held) == (False, 0)
+    assert (table.memory_full_for(OTHER), table.bytes_held) == (False, 0)
 
 
 def test_an_id_is_in_use_on_its_own_connection_until_it_is_answered(table: Any) -> None:
@@ -173,7 +174,7 @@ def test_a_call_is_complete_with_the_outputs_of_its_only_part(table: Any) -> Non
     completed = table.outputs(part.number, (data,), 4, 0.01, "cpu:0")
     assert (completed.call, completed.batch_size) == (call, 4)
     assert (completed.predicted_s, completed.device, completed.cold) == (0.01, "cpu:0", False)
-    assert completed.outputs()[0] is data
+    assert completed.joined()[0][0] is data
     assert call.answered
     assert len(table) == 0
 
@@ -186,7 +187,7 @@ def test_a_split_call_is_complete_with_its_last_part_and_in_the_order_of_its_row
     assert len(table) == 1
     completed = table.outputs(second.number, [b"cd", b"34"], 4, 0.02, "cpu:0")
     assert (completed.call, completed.batch_size, completed.predicted_s) == (call, 4, 0.02)
-    assert completed.outputs() == [b"abcde", b"12345"]
+    assert completed.joined()[0] == [b"abcde", b"12345"]
 
 
 def test_outputs_that_come_twice_are_taken_once(table: Any) -> None:
@@ -195,7 +196,7 @@ def test_outputs_that_come_twice_are_taken_once(table: Any) -> None:
     assert outputs(table, first, b"again") is None
     completed = outputs(table, second, b"!")
     assert completed is not None
-    assert completed.outputs() == [b"out!"]
+    assert completed.joined()[0] == [b"out!"]
     assert outputs(table, second) is None
 
 
@@ -385,7 +386,7 @@ class AnyOrder(RuleBasedStateMachine):
     )
     def open(self, count: int, rows: int, budget_s: float, controller: str | None) -> None:
         for _ in range(count):
-            if self.table.full:
+            if len(self.table) >= self.table.in_flight_max:
                 return
             call = call_of(len(self.calls), rows=rows, now=self.now, budget_s=budget_s)
             self.calls.append(call)
@@ -402,7 +403,7 @@ class AnyOrder(RuleBasedStateMachine):
         for part in self.parts[pick % max(1, len(self.parts)) :][:count]:
             completed = outputs(self.table, part, b"%d," % part.number)
             if completed is not None:
-                assert completed.outputs() == [b"".join(b"%d," % p.number for p in part.call.parts)]
+                assert completed.joined()[0] == [b"".join(b"%d," % p.number for p in part.call.parts)]
                 self._answer(completed.call)
 
     @rule(pick=PICK, behind=st.integers(0, 2))

@@ -10,6 +10,7 @@ from frontend.core.connections import LEFT, ClientId, Connections, is_reserved
 from frontend.core.unheard import (
     FIRST_LOOK_S,
     FREE_S,
+    GREETING_BYTES,
     HOSTS_MAX,
     IN_USE_S,
     IN_USE_S_FORGOTTEN,
@@ -212,6 +213,31 @@ def test_who_is_only_quiet_is_never_closed(others: list[bytes]) -> None:
     for i in range(len(others)):
         port.end(i)
     assert port.examine(1000.0) == []
+
+
+@pytest.mark.parametrize(
+    ("received", "sent", "old"),
+    [
+        (GREETING_BYTES + 1, 10, True),
+        (GREETING_BYTES + 1, GREETING_BYTES - 1, True),
+        (PLAIN.handshake, 12, True),
+        (1 << 30, 12, True),
+        (GREETING_BYTES, 12, False),  # a greeting that is being answered
+        (GREETING_BYTES + 1, GREETING_BYTES, False),
+        (GREETING_BYTES + 1, None, False),
+    ],
+)
+def test_who_sends_more_than_a_greeting_and_was_not_sent_one_is_closed(
+    received: int, sent: int | None, old: bool
+) -> None:
+    unheard = Unheard(PLAIN, BEAT_S)
+    unheard.add(7, 1, 100.0)
+    assert unheard.examine(lambda _: Received(received, "here", sent), 100.0 + FIRST_LOOK_S / 2) == []
+    for _ in range(2):  # once more, as long as it is there
+        refusals = unheard.examine(lambda _: Received(received, "here", sent), 100.0 + FIRST_LOOK_S)
+        assert refusals == ([(7, 1, IdentityRefusal.OLD_PROTOCOL)] if old else [])
+    unheard.ended(7)
+    assert unheard.examine(lambda _: Received(received, "here", sent), 101.0) == []
 
 
 def test_a_large_message_that_still_comes_is_waited_for() -> None:

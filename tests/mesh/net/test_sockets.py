@@ -78,6 +78,37 @@ async def test_messages_in_memory_that_cause_each_other_leave_the_sockets_their_
         ended.append(True)
 
 
+@on_loop
+async def test_a_socket_that_has_more_is_drained_once_in_a_round_of_the_loop_however_often_it_is_told_of() -> None:
+    async with processes() as made:
+        hub = made.runtime().hub
+        rounds, drained, all_drained = [0], list[int](), Told()
+
+        def tick() -> None:
+            rounds[0] += 1
+            if not all_drained.items:
+                hub.loop.call_soon(tick)
+
+        def drain() -> bool:
+            drained.append(rounds[0])
+            hub.look_again(sock)
+            if len(drained) == 20:
+                all_drained(True)
+            return len(drained) < 20
+
+        sock, sender = (hub.socket(kind, size_max=-1) for kind in (zmq.PULL, zmq.PUSH))
+        sock.bind("inproc://here")
+        sender.connect("inproc://here")
+        sender.send(b"nobody takes it")
+        hub.read(sock, drain)
+        tick()
+        for _ in range(5):
+            hub.read_again(sock)
+        await all_drained.count(1)
+        assert len(set(drained)) == 20
+        sender.close(0)
+
+
 def policies() -> dict[tuple[int, str, str], int]:
     """{(number, moment of its start, name) of a thread: its scheduling policy} of this process.
 

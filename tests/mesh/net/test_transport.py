@@ -12,7 +12,7 @@ from gearmesh.operations.ports import free_ports
 from mesh import wire
 from mesh.codes import LinkLoss
 from mesh.errors import AddressInUse
-from mesh.net.frames import FRAME_BYTES_ZERO_COPY
+from mesh.net.channels import FRAME_BYTES_ZERO_COPY
 from mesh.net.unsent import ENVELOPE_BYTES
 from tests.loops import on_loop
 from tests.mesh.net.pairs import HELLO, PATIENT, QUIET, both_makes, cancel, pair

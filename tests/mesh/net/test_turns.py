@@ -8,7 +8,7 @@ import zmq
 
 from mesh import wire
 from mesh.codes import LinkLoss
-from mesh.net.frames import NO_ROOM
+from mesh.net.channels import NO_ROOM
 from mesh.net.ports import Port
 from mesh.net.transport import BACKLOG_BYTES_MAX, Line
 from mesh.net.unsent import ENVELOPE_BYTES

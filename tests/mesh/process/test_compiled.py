@@ -175,7 +175,7 @@ def test_two_checkouts_do_not_share_what_they_use(checkout: Checkout, tmp_path: 
 
 
 def test_a_manifest_reads_as_it_was_written() -> None:
-    made = Manifest(SUFFIX, {"mesh/a b.py": "00ff"}, {"mesh.a": "mesh/a b.py"}, {"mesh.net._drain": "_drain.so"})
+    made = Manifest(SUFFIX, {"mesh/a b.py": "00ff"}, {"mesh.a": "mesh/a b.py"}, {"mesh.net._channel": "_channel.so"})
     assert Manifest.read(made.write()) == made
 
 

@@ -1,4 +1,4 @@
-"""mesh/net/frames.py: the channel in Python and the one in C do the same, for messages of every shape."""
+"""mesh/net/channels.py: the channel in Python and the one in C do the same, for messages of every shape."""
 
 import errno
 import itertools
@@ -12,14 +12,14 @@ from collections.abc import Iterator
 import pytest
 import zmq
 
-from mesh.net import frames
-from mesh.net.frames import CLOSED, FRAME_BYTES_ZERO_COPY, NO_PEER, NO_ROOM, Channel, PlainChannel
+from mesh.net import channels
+from mesh.net.channels import CLOSED, FRAME_BYTES_ZERO_COPY, NO_PEER, NO_ROOM, Channel, PlainChannel
 from mesh.wire import Buffer
 
 LARGE = FRAME_BYTES_ZERO_COPY
 MAKES = [pytest.param(PlainChannel, id="python")]
-if frames.COMPILED is not None:
-    MAKES.append(pytest.param(frames.COMPILED, id="c"))
+if channels.COMPILED is not None:
+    MAKES.append(pytest.param(channels.COMPILED, id="c"))
 every_make = pytest.mark.parametrize("make", MAKES)
 WAIT_MS = 10_000  # nothing here takes so long
 
@@ -182,7 +182,8 @@ def test_a_ROUTER_with_a_full_pipe_refuses_that_peers_messages_and_no_others(soc
     channel = make(sockets.router)
     assert {taken(channel, sockets.router)[0] for _ in named} == set(named)
     pairs = [(b"slow", b"%d" % i) for i in range(6)] + [(b"quick", b"0"), (b"nobody", b""), (b"quick", b"1")]
-    assert channel.send_all(pairs) == [(4, NO_ROOM), (5, NO_ROOM), (7, NO_PEER)]
+    codes = [channel.send(to, body) for to, body in pairs]
+    assert codes == [0, 0, 0, 0, NO_ROOM, NO_ROOM, 0, NO_PEER, 0]
     assert channel.send(b"slow", b"body", [b"more"]) == NO_ROOM
     assert channel.send(b"nobody", b"body", [b"more"]) == NO_PEER
     assert [named[b"quick"].recv() for _ in range(2)] == [b"0", b"1"]
@@ -216,7 +217,6 @@ def test_a_closed_socket_is_empty_and_takes_nothing(sockets: Sockets, make: type
     assert channel.take() is None
     assert channel.readable() is False
     assert channel.send(b"me", b"body") == CLOSED
-    assert channel.send_all([(b"me", b"body")]) == [(0, CLOSED)]
     assert channel.descriptor() is None
     with pytest.raises(ValueError, match="closed"):
         make(sockets.router)
@@ -280,7 +280,7 @@ def test_signals_part_no_message_and_lose_none(sockets: Sockets, make: type) -> 
     try:
         while len(told) < 2_000:
             assert inward.send(b"me", b"body", [b"frame", b"last"]) == 0
-            assert inward.send_all([(b"me", b"single")]) == []
+            assert inward.send(b"me", b"single") == 0
             assert taken(outward, dealer) == (b"", b"body", [b"frame", b"last"])
             assert taken(outward, dealer) == (b"", b"single", [])
             assert outward.send(None, b"back", [b"frame"]) == 0
@@ -294,8 +294,8 @@ def test_signals_part_no_message_and_lose_none(sockets: Sockets, make: type) -> 
 
 MEMORY = """
 import resource, sys, zmq
-from mesh.net import frames
-make = frames.PlainChannel if sys.argv[1] == "python" else frames.COMPILED
+from mesh.net import channels
+make = channels.PlainChannel if sys.argv[1] == "python" else channels.COMPILED
 context = zmq.Context()
 router, dealer = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
 router.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -311,7 +311,7 @@ def once():
             router.poll(10_000)
         name, first, more = message
         assert here.send(name, first, more) == 0
-        assert here.send_all([(b"me", b"a"), (b"nobody", b"b")]) == [(1, frames.NO_PEER)]
+        assert (here.send(b"me", b"a"), here.send(b"nobody", b"b")) == (0, channels.NO_PEER)
         for _ in range(2):
             while there.take() is None:
                 dealer.poll(10_000)
@@ -337,7 +337,7 @@ def test_memory_stays_flat_whatever_is_sent_and_taken(make: type) -> None:
 
 
 def test_GEARMESH_PURE_chooses_the_one_in_Python() -> None:
-    code = "from mesh.net import frames; print(frames.COMPILED)"
+    code = "from mesh.net import channels; print(channels.COMPILED)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

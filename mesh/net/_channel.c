@@ -1,6 +1,6 @@
 /* Messages of one ZeroMQ socket, in and out, without a Python object per frame and without exceptions.
 
-The same as PlainChannel in mesh/net/frames.py, which says what each function does and runs where this was not built.
+The same as PlainChannel in mesh/net/channels.py, which says what each function does and runs where this was not built.
 
 libzmq is not linked: its functions are looked up in the library that pyzmq itself has loaded, so both always are one
 and the same. Nothing here waits (ZMQ_DONTWAIT), so the interpreter's lock is kept. Only libzmq's own thread runs
@@ -70,7 +70,7 @@ static PyBufferProcs kept_as_buffer = {(getbufferproc)kept_buffer, NULL};
 
 static PyTypeObject KeptFrameType = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "mesh.net._drain.KeptFrame",
+    .tp_name = "mesh.net._channel.KeptFrame",
     .tp_doc = "A received frame that stays where ZeroMQ put it, until the last view of it is gone.",
     .tp_basicsize = sizeof(KeptFrame),
     .tp_flags = Py_TPFLAGS_DEFAULT,
@@ -401,60 +401,18 @@ static PyObject *channel_send(Channel *self, PyObject *const *args, Py_ssize_t n
     return ready == count ? PyLong_FromLong(fault) : NULL;
 }
 
-static PyObject *channel_send_all(Channel *self, PyObject *pairs) {
-    if (!PyList_Check(pairs)) {
-        PyErr_SetString(PyExc_TypeError, "send_all takes a list of (to, body)");
-        return NULL;
-    }
-    PyObject *refused = PyList_New(0);
-    if (refused == NULL)
-        return NULL;
-    reclaim();
-    int closed = is_closed(self);
-    if (closed < 0)
-        goto failed;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(pairs); i++) {
-        PyObject *pair = PyList_GET_ITEM(pairs, i);
-        if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2 || !PyBytes_Check(PyTuple_GET_ITEM(pair, 0))) {
-            PyErr_SetString(PyExc_TypeError, "send_all takes a list of (to, body)");
-            goto failed;
-        }
-        PyObject *to = PyTuple_GET_ITEM(pair, 0);
-        Py_buffer view;
-        if (PyObject_GetBuffer(PyTuple_GET_ITEM(pair, 1), &view, PyBUF_SIMPLE) < 0)
-            goto failed;
-        int fault = closed ? ENOTSOCK
-                           : put_all(self->handle, PyBytes_AS_STRING(to), PyBytes_GET_SIZE(to), &view, 1);
-        if (view.obj != NULL)
-            PyBuffer_Release(&view);
-        if (fault) {
-            PyObject *entry = Py_BuildValue("(ni)", i, fault);
-            if (entry == NULL || PyList_Append(refused, entry) < 0) {
-                Py_XDECREF(entry);
-                goto failed;
-            }
-            Py_DECREF(entry);
-        }
-    }
-    return refused;
-failed:
-    Py_DECREF(refused);
-    return NULL;
-}
-
 static PyMethodDef channel_methods[] = {
     {"take", (PyCFunction)channel_take, METH_NOARGS, "The next message, or None."},
     {"descriptor", (PyCFunction)channel_descriptor, METH_NOARGS, "The descriptor of the last message's connection."},
     {"said", (PyCFunction)channel_said, METH_O, "A property of the last message's connection."},
     {"readable", (PyCFunction)channel_readable, METH_NOARGS, "Whether a message is there."},
     {"send", (PyCFunction)(void (*)(void))channel_send, METH_FASTCALL, "Sends one message; 0, or why it was not taken."},
-    {"send_all", (PyCFunction)channel_send_all, METH_O, "Sends many; those that were not taken."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyTypeObject ChannelType = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "mesh.net._drain.Channel",
+    .tp_name = "mesh.net._channel.Channel",
     .tp_doc = "Messages of one ZeroMQ socket, in and out.",
     .tp_basicsize = sizeof(Channel),
     .tp_flags = Py_TPFLAGS_DEFAULT,
@@ -513,12 +471,12 @@ static int find_functions(void) {
 
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
-    .m_name = "mesh.net._drain",
-    .m_doc = "Messages of one ZeroMQ socket, in and out: mesh/net/frames.py says how.",
+    .m_name = "mesh.net._channel",
+    .m_doc = "Messages of one ZeroMQ socket, in and out: mesh/net/channels.py says how.",
     .m_size = -1,
 };
 
-PyMODINIT_FUNC PyInit__drain(void) {
+PyMODINIT_FUNC PyInit__channel(void) {
     if (find_functions() < 0)
         return NULL;
     PyObject *zmq = PyImport_ImportModule("zmq");

@@ -1,7 +1,7 @@
 """Messages of one ZeroMQ socket, in and out: `open_channel`.
 
 pyzmq makes an object of each frame that is not copied, looks up an enum for each option, and raises an exception for
-each socket that is empty. `mesh/net/_drain.c` does the same without, where it was built; `PlainChannel` says it in
+each socket that is empty. `mesh/net/_channel.c` does the same without, where it was built; `PlainChannel` says it in
 Python. Figures: docs/design/transport.md.
 """
 
@@ -52,12 +52,6 @@ class Channel(Protocol):
         Returns 0, or the errno of why the message was not taken: NO_ROOM, NO_PEER, CLOSED, or another of ZeroMQ's.
         Frames from FRAME_BYTES_ZERO_COPY on are sent from where they are, and must not be changed any more.
         Raises: TypeError, BufferError (one of the frames has no contiguous bytes; then nothing was sent).
-        """
-
-    def send_all(self, pairs: list[tuple[bytes, bytes]], /) -> list[tuple[int, int]]:
-        """Sends a message of one frame for each (to, body), in their order.
-
-        Returns (index, errno) of those that were not taken; the others were.
         """
 
 
@@ -142,15 +136,6 @@ class PlainChannel:
             return error.errno or CLOSED
         return 0
 
-    def send_all(self, pairs: list[tuple[bytes, bytes]], /) -> list[tuple[int, int]]:
-        """Sends a message of one frame for each (to, body). Returns (index, errno) of those that were not taken."""
-        refused: list[tuple[int, int]] = []
-        for i, (to, body) in enumerate(pairs):
-            code = self.send(to, body)
-            if code:
-                refused.append((i, code))
-        return refused
-
 
 def _check(data: Buffer) -> None:
     """Raises: TypeError, BufferError: the data are not contiguous bytes."""
@@ -167,10 +152,10 @@ def _compiled() -> "type[Channel] | None":
     if asked_for_pure():
         return None
     try:
-        from mesh.net import _drain
+        from mesh.net import _channel
     except ImportError:
         return None
-    return cast("type[Channel]", _drain.Channel)
+    return cast("type[Channel]", _channel.Channel)
 
 
 COMPILED: "Final[type[Channel] | None]" = _compiled()
