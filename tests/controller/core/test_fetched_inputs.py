@@ -5,7 +5,7 @@ import pytest
 from controller.core.devices.base import DISPATCH_S, EARLY_S, RemoteDevice
 from controller.core.estimation.fetching import PAUSE_S_MAX, FetchEstimate
 from mesh import wire
-from mesh.codes import ActionCode
+from mesh.codes import ActionCode, RequestOutcome
 from tests.controller.core.controller_builders import TEN_MS, Shard, wake_at
 
 MISSING = ActionCode.INPUTS_MISSING
@@ -202,5 +202,90 @@ def test_a_batch_without_a_request_that_had_ended_says_nothing_of_how_long_it_ta
     assert made.wake(100.0) == ["w1: infer #1 m:1 x2 f/1 f/2"]
     before_s = device(made).curves["m:1"].exec_s(2)
     made.cancel(1, now=100.001)
-    made.result(1, now=100.05, begin_s=100.04, end_s=100.041, duration_s=0.001, fetched_bytes=4, fetch_s=0.001)
+    made.result(
+        1, now=100.05, begin_s=100.04, end_s=100.041, duration_s=0.001, fetched_bytes=4, fetch_s=0.001, ended=(0,)
+    )
     assert device(made).curves["m:1"].exec_s(2) == before_s
+    counters = made.scheduler.counters
+    assert (counters.in_time, counters.computed_for_nobody, counters.left_out) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("kept", [HERE, FAR])
+def test_a_batch_that_ran_whole_teaches_how_long_it_takes_though_its_requests_were_given_up(kept: wire.Kept) -> None:
+    made = shard()
+    for number in (1, 2):
+        made.submit(number, now=100.0, kept=kept)
+    (infer,) = infers(made, 100.0)
+    curve, noise = device(made).curves["m:1"], device(made).noise.value_s
+    before_s = curve.exec_s(2)
+    for number in (1, 2):
+        made.cancel(number, now=100.1)
+    begin_s = max(infer.earliest_s, 100.001)
+    fetched = {} if kept is HERE else {"fetched_bytes": 8, "fetch_s": 0.001}
+    made.result(1, now=begin_s + 0.2, begin_s=begin_s, end_s=begin_s + 0.2, duration_s=0.2, **fetched)  # type: ignore[arg-type]
+    assert curve.exec_s(2) > before_s
+    assert device(made).noise.value_s > noise
+    counters = made.scheduler.counters
+    assert (counters.in_time, counters.computed_for_nobody, counters.left_out) == (0, 2, 0)
+
+
+def test_a_device_that_became_slow_is_given_fewer_large_inputs_until_what_it_is_given_is_in_time() -> None:
+    made = shard()
+    now, number, lost = 100.0, 0, []
+    for _ in range(60):
+        first = number + 1
+        for number in range(first, first + 8):
+            made.submit(number, now=now, budget_s=0.05, kept=HERE)
+        sent = infers(made, now)
+        late = 0
+        for infer in sent:
+            took_s = 4 * (0.008 + 0.002 * infer.batch)
+            end_s = now + 0.0005 + took_s
+            if end_s > now + 0.05:  # their frontend gives them up before
+                for part in infer.parts:
+                    made.scheduler.cancel("f", part.request, RequestOutcome.TIMED_OUT, now=now + 0.05)
+                late += len(infer.parts)
+            made.ran(infer.action, begin_s=now + 0.0005, duration_s=took_s)
+        lost.append(late)
+        now += 1.0
+        made.wake(now)
+    assert lost[0] == 8
+    assert lost[-20:] == [0] * 20
+    assert made.scheduler.counters.in_time > 0
+
+
+def test_a_request_that_has_ended_for_its_frontend_but_not_here_is_neither_served_nor_a_miss() -> None:
+    made = shard()
+    for number in (1, 2):
+        made.submit(number, now=100.0, budget_s=1.0, kept=FAR)
+    made.wake(100.0)
+    before_s = device(made).fetch.expected_s(4)
+    made.result(1, now=100.05, begin_s=100.04, end_s=100.05, duration_s=0.01, ended=(1,))
+    assert made.scheduler.counters.in_time == 1
+    made.cancel(2, now=100.0501)  # the word was on its way
+    assert made.wake(100.0502) == []
+    assert (made.scheduler.open_requests, made.scheduler.counters.left_out) == (0, 0)
+    assert device(made).fetch.expected_s(4) == before_s
+
+
+def test_a_batch_whose_requests_have_all_ended_misses_nothing() -> None:
+    made = shard()
+    made.submit(1, now=100.0, budget_s=1.0, kept=FAR)
+    made.wake(100.0)
+    before_s = device(made).fetch.expected_s(4)
+    assert made.result(1, now=100.01, code=MISSING, ended=(0,)) == []
+    assert device(made).fetch.expected_s(4) == before_s
+
+
+@pytest.mark.parametrize(
+    ("code", "counted"), [(ActionCode.OK, 1), (ActionCode.WEIGHTS_MISSING, 0), (ActionCode.LATE, 0)]
+)
+def test_left_out_are_those_who_still_wait_for_a_batch_that_ran_without_them(code: ActionCode, counted: int) -> None:
+    made = shard()
+    for number in (1, 2, 3):
+        made.submit(number, now=100.0, budget_s=1.0, kept=FAR)
+    made.wake(100.0)
+    made.cancel(3, now=100.001)
+    ran = {"begin_s": 100.04, "end_s": 100.05, "duration_s": 0.01} if code is ActionCode.OK else {}
+    made.result(1, now=100.05, code=code, missing=(0, 2), **ran)  # type: ignore[arg-type]
+    assert made.scheduler.counters.left_out == counted
