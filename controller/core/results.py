@@ -139,11 +139,10 @@ class Results:
         none_came = result.code == INPUTS_MISSING
         ended = set(result.ended)
         missing = set(range(len(action.requests))) - ended if none_came else set(result.missing)
-        expected = sum([place in missing and not request.closed for place, request in enumerate(action.requests)])
-        if expected:
-            device.missed_fetch(action, now)
+        expected = [request for place, request in enumerate(action.requests) if place in missing and not request.closed]
+        device.missed_fetch(action, expected, now)
         if result.code == OK:
-            self.counters.left_out += expected
+            self.counters.left_out += len(expected)
         out = ended if none_came else missing | ended
         left_out = [request for place, request in enumerate(action.requests) if place in out]
         if not left_out:

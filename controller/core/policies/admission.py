@@ -4,7 +4,8 @@ A request is refused at arrival in three cases:
   * It could not be served in time even alone and first ("deadline").
   * The queue of its own model, in the largest batches and with every host at its service, takes too long ("overload").
     Somebody in that queue is going to be lost, and the newest request loses least by hearing so at once. Of a model
-    with open dimensions only that part of the queue counts whose requests cost no more than it (`by_extents`).
+    with open dimensions only that part of the queue counts whose requests cost no more than it (`by_extents`). Of one
+    whose inputs are fetched, what is fetched before counts as well.
   * The devices have more to do than fits before its deadline, and its model is priced out ("overload"): more than
     `loss_max` of the model's admitted requests were lost lately, because other models earn more per device-second. So
     much less of it is then admitted that about that share is lost, but at least PRICE_SHARE_MIN of what arrives.
@@ -17,9 +18,10 @@ import math
 from dataclasses import dataclass, field
 
 from controller.core.devices.base import RemoteDevice
+from controller.core.estimation.fetching import NOTHING
 from controller.core.policies.base import Verdict
-from controller.core.policies.by_extents import admission_ends
-from controller.core.policies.starts import start_of
+from controller.core.policies.by_extents import admission_ends, fetched_before_s
+from controller.core.policies.starts import start_of, start_of_fetched
 from controller.core.queues import Request
 from controller.core.residency import Popularity
 from controller.core.state import Model
@@ -90,18 +92,18 @@ class Admission:
                 looked_at += 1
                 if device.leaving:
                     continue
-                curve = device.curves[model.ref]
-                start_s = start_of(device, model, now)
-                if request.kept_bytes and device.far_bytes((request,)):
-                    start_s = max(start_s, device.fetched_s(request.kept_bytes, now))
-                end_s = start_s + curve.alone_s(request.rows, request.extents)
+                if request.kept_bytes:
+                    end_s, mine_s, others_s = self._ends_of_kept(device, model, request, rate, hosts, now)
+                else:
+                    start_s = start_of(device, model, now)
+                    end_s = start_s + device.curves[model.ref].alone_s(request.rows, request.extents)
+                    if model.open:
+                        mine_s, others_s = admission_ends(device, model, request, start_s, hosts)
+                        mine_s = mine_s if self.ahead else end_s
+                    else:
+                        mine_s, others_s = self._ends(device, model, request, start_s, rate, hosts, now)
                 if end_s < alone_s:
                     alone_s = end_s
-                if model.open:
-                    mine_s, others_s = admission_ends(device, model, request, start_s, hosts)
-                    mine_s = mine_s if self.ahead else alone_s
-                else:
-                    mine_s, others_s = self._ends(device, model, request, start_s, rate, hosts, now)
                 if mine_s < own_s:
                     own_s = mine_s
                 if others_s < behind_s:
@@ -162,10 +164,35 @@ class Admission:
         )
         return own_s, behind_s
 
+    def _ends_of_kept(
+        self, device: RemoteDevice, model: Model, request: Request, rate: float, hosts: int, now: float
+    ) -> tuple[float, float, float]:
+        """(end alone and first, and the same two) of a request whose frontend keeps its inputs.
+
+        If the device has to fetch them, it fetches those of the model's queue before.
+        """
+        size = device.far_bytes((request,))
+        start_s = start_of_fetched(device, size, start_of(device, model, now), now)
+        alone_s = device.curves[model.ref].alone_s(request.rows, request.extents)
+        end_s = start_s + alone_s
+        if model.open:
+            own_s, behind_s = admission_ends(device, model, request, start_s, hosts)
+            own_s = own_s if self.ahead else end_s
+        else:
+            own_s, behind_s = self._ends(device, model, request, start_s, rate, hosts, now)
+        if size == NOTHING:
+            return end_s, own_s, behind_s
+        last_s = device.fetched_s(size, now) + fetched_before_s(device, model, request) / hosts + alone_s
+        if self.ahead or not model.open:
+            own_s = max(own_s, last_s)
+        return end_s, own_s, max(behind_s, last_s)
+
     def _retry_s(self, model: Model, request: Request, end_s: float, now: float) -> float | None:
         """After how long the same budget would suffice if nothing else came; None if it never does."""
         idle_s = min(
-            device.curves[model.ref].alone_s(request.rows, request.extents) + device.dispatch.value_s
+            device.curves[model.ref].alone_s(request.rows, request.extents)
+            + device.dispatch.value_s
+            + (device.fetch.expected_s(device.far_bytes((request,))) if request.kept_bytes else 0.0)
             for device in model.ready.values()
         )
         return end_s - request.deadline_s if idle_s <= request.deadline_s - request.arrived_s else None

@@ -19,10 +19,12 @@ from dataclasses import dataclass
 
 from controller.core.devices.base import RemoteDevice
 from controller.core.estimation.estimates import Curve
+from controller.core.estimation.fetching import NOTHING
 from controller.core.policies.admission import PRICE_LOSS, Admission
 from controller.core.policies.base import Batch, Lead, LoadPlan, SchedulingPolicy, Verdict
 from controller.core.policies.by_extents import hopeless
 from controller.core.policies.fairness import Fairness
+from controller.core.policies.fetched_plans import FetchedPlans, expired_fetched
 from controller.core.policies.placement import Placement
 from controller.core.policies.returning_clients import ReturningClients
 from controller.core.policies.sized_plans import LEFT, RESERVE, SizedPlan, SizedPlans
@@ -31,7 +33,6 @@ from controller.core.queues import Request
 from controller.core.state import Model, ShardState
 from mesh.codes import ActionKind, ErrorCode
 from mesh.sizes import Extents
-from mesh.wire.ranges import ROWS_MAX
 
 DEADLINE, INFER = ErrorCode.DEADLINE, ActionKind.INFER
 
@@ -92,6 +93,7 @@ class Atc(SchedulingPolicy):
         self._fairness = Fairness()
         self._placement = Placement(state, self._fairness)
         self._sized = SizedPlans(state, p.reserve, p.refuse_left)
+        self._fetched = FetchedPlans(self._sized, p.skip_gain)
         self._clients: dict[str, ReturningClients] = {}  # {ref: its clients}, models that completed a batch
         self._look_again_s = math.inf  # a device waits until then: for returns, or for a LOAD to be nearly done
         self._in_time = 0.0  # decayed count
@@ -113,6 +115,8 @@ class Atc(SchedulingPolicy):
     def expired(self, model: Model, now: float) -> int:
         """Heads that are too late even if their model ran next, alone, on the best of its devices."""
         queue = model.queue
+        if queue.kept:
+            return expired_fetched(model, now)
         head_s = queue.deadlines[queue.head]
         first_end_s = math.inf
         for device in (model.hosts or model.ready).values():
@@ -129,6 +133,9 @@ class Atc(SchedulingPolicy):
         """The request waits; what its client asks of a model with open dimensions bounds the batches."""
         if model.spec.dims:
             self._sized.arrived(model, request)
+            device = model.first_device
+            if request.kept_bytes and device is not None:
+                model.queue.starts(request, request.latest_s - device.fetch.expected_s(device.far_bytes((request,))))
 
     def completed(self, device: RemoteDevice, model: Model, requests: Sequence[Request], now: float) -> None:
         """The returns to the batch are counted, if all of them would come to one device."""
@@ -207,30 +214,16 @@ class Atc(SchedulingPolicy):
     ) -> BatchPlan | SizedPlan | None:
         """The model's best batch if EXEC starts at `start_s`, or once the device has fetched its inputs.
 
-        None if nobody can be in time, or the device fetches others first: it asks again when they are there.
+        None if nobody can be in time, or who could has to wait for what is fetched now: it asks again then.
         """
-        queue = model.queue
-        most = device.curves[model.ref].batch_max
-        while most:
-            size = device.far_bytes(queue.requests[queue.head : queue.head + most])
-            if not size:
-                return self._plan(device, model, start_s, most)
-            if device.fetching_until_s > now:
-                self._look_again_s = min(self._look_again_s, device.fetching_until_s)
-                return None
-            plan = self._plan(device, model, max(start_s, device.fetched_s(size, now)), most)
-            if plan is not None:
-                return plan
-            most //= 2  # fewer are fetched sooner
-        return None
+        if device.far_waiting(model.queue) == NOTHING:
+            return self._plan(device, model, start_s)
+        if device.fetching_until_s > now:
+            self._look_again_s = min(self._look_again_s, device.fetching_until_s)
+        return self._fetched.plan(device, model, start_s, now)
 
-    def _plan(
-        self, device: RemoteDevice, model: Model, start_s: float, most: int = ROWS_MAX
-    ) -> BatchPlan | SizedPlan | None:
-        """The model's best batch if EXEC starts at `start_s`; None if nobody can be in time.
-
-        `most`: no more rows, unless it has open dimensions.
-        """
+    def _plan(self, device: RemoteDevice, model: Model, start_s: float) -> BatchPlan | SizedPlan | None:
+        """The model's best batch if EXEC starts at `start_s`; None if nobody can be in time."""
         if model.spec.dims:
             return self._sized.plan(device, model, start_s)
         queue = model.queue
@@ -243,7 +236,7 @@ class Atc(SchedulingPolicy):
         if waiting <= 0:
             return None
         head_s = queue.deadlines[queue.head + skip] - start_s
-        most = min(most, curve.batch_max)
+        most = curve.batch_max
         cap = curve.largest(head_s * scale / guard, most)
         if queue.many:
             return self._plan_of_many(model, curve.rows_max, max(cap, 1), skip, start_s, scale, base)

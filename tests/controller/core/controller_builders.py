@@ -26,12 +26,12 @@ def request(
     extents: tuple[int, ...] = (),
     tensors: Sequence[bytes] = (),
     kept: wire.Kept | None = None,
-    near: str = "",
+    host: str = "",
 ) -> Request:
     """A request as the scheduler makes it."""
     return Request(
         frontend, number, 0, ref, rows, arrived_s, deadline_s, weight, extents=extents,
-        inline=tuple(map(memoryview, tensors)), kept=kept, near=near,
+        inline=tuple(map(memoryview, tensors)), kept=kept, host=host,
     )  # fmt: skip
 
 
