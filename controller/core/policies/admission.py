@@ -15,12 +15,14 @@ docs/benchmarks_scheduler.md, "Refusing early". Source of the constants: docs/de
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from controller.core.devices.base import RemoteDevice
 from controller.core.estimation.fetching import NOTHING
 from controller.core.policies.base import Verdict
 from controller.core.policies.by_extents import admission_ends, fetched_before_s
+from controller.core.policies.gone import gone_among
 from controller.core.policies.starts import start_of, start_of_fetched
 from controller.core.queues import Request
 from controller.core.residency import Popularity
@@ -70,14 +72,19 @@ class Admission:
 
     loss_max: float = PRICE_LOSS
     ahead: bool = True  # of models with open dimensions, what goes before a request counts
+    models: Collection[str] = ()  # refs of the models that there are; of many others nothing is kept
     _arrivals: dict[str, Popularity] = field(default_factory=dict)  # {ref: admitted lately, in rows}
     _prices: dict[str, Price] = field(default_factory=dict)  # {ref: price}, models of which one has ended
+
+    def __len__(self) -> int:
+        """Models of which something is known."""
+        return len(self._arrivals.keys() | self._prices.keys())
 
     def admit(self, model: Model, request: Request, now: float) -> Verdict:
         """Whether the request is let in, and how long it will take."""
         arrivals = self._arrivals.get(model.ref)
         if arrivals is None:
-            arrivals = self._arrivals[model.ref] = Popularity(decay_s=RECENT_S)
+            arrivals = self._first_of(model.ref)
         asked = arrivals.value(now)
         rate = asked / arrivals.decay_s
         alone_s = own_s = behind_s = math.inf
@@ -115,6 +122,13 @@ class Admission:
             arrivals.count, arrivals.at_s = asked + request.rows, now
         return verdict
 
+    def _first_of(self, ref: str) -> Popularity:
+        """What will be known of the model, of which nothing was."""
+        for gone in gone_among(self._arrivals, self.models):
+            del self._arrivals[gone]
+        arrivals = self._arrivals[ref] = Popularity(decay_s=RECENT_S)
+        return arrivals
+
     def _verdict(
         self, model: Model, request: Request, alone_s: float, own_s: float, behind_s: float, now: float
     ) -> Verdict:
@@ -134,6 +148,8 @@ class Admission:
         """An admitted request has ended: its model's price follows."""
         price = self._prices.get(request.ref)
         if price is None:
+            for gone in gone_among(self._prices, self.models):
+                del self._prices[gone]
             price = self._prices[request.ref] = Price()
         price.ended(not in_time, self.loss_max)
 

@@ -25,6 +25,7 @@ from controller.core.policies.base import Batch, Lead, LoadPlan, SchedulingPolic
 from controller.core.policies.by_extents import hopeless
 from controller.core.policies.fairness import Fairness
 from controller.core.policies.fetched_plans import FetchedPlans, expired_fetched
+from controller.core.policies.gone import gone_among
 from controller.core.policies.placement import Placement
 from controller.core.policies.returning_clients import ReturningClients
 from controller.core.policies.sized_plans import LEFT, RESERVE, SizedPlan, SizedPlans
@@ -89,12 +90,12 @@ class Atc(SchedulingPolicy):
         self.state = state
         self.parameters = p = parameters or AtcParameters()
         self.lead = Lead(p.lead_ms / 1e3 if p.lead_ms else None, p.depth, loads=1)
-        self._admission = Admission(p.price_loss, p.refuse_ahead)
+        self.admission = Admission(p.price_loss, p.refuse_ahead, state.models)
         self._fairness = Fairness()
         self._placement = Placement(state, self._fairness)
         self._sized = SizedPlans(state, p.reserve, p.refuse_left)
         self._fetched = FetchedPlans(self._sized, p.skip_gain)
-        self._clients: dict[str, ReturningClients] = {}  # {ref: its clients}, models that completed a batch
+        self.clients: dict[str, ReturningClients] = {}  # {ref: its clients}, models that completed a batch
         self._look_again_s = math.inf  # a device waits until then: for returns, or for a LOAD to be nearly done
         self._in_time = 0.0  # decayed count
         self._lost = 0.0  # decayed count
@@ -104,10 +105,10 @@ class Atc(SchedulingPolicy):
 
     def admit(self, model: Model, request: Request, now: float) -> Verdict:
         """Whether the request is let in; what was refused because its model is nowhere is noted for placement."""
-        clients = self._clients.get(model.ref)
+        clients = self.clients.get(model.ref)
         if clients is not None:
             clients.arrived(now)
-        verdict = self._admission.admit(model, request, now)
+        verdict = self.admission.admit(model, request, now)
         if verdict.code is DEADLINE and not model.hosts:
             self._placement.refused_unplaced(model)
         return verdict
@@ -140,9 +141,11 @@ class Atc(SchedulingPolicy):
     def completed(self, device: RemoteDevice, model: Model, requests: Sequence[Request], now: float) -> None:
         """The returns to the batch are counted, if all of them would come to one device."""
         if len(model.hosts) == 1 and self.parameters.echo:
-            clients = self._clients.get(model.ref)
+            clients = self.clients.get(model.ref)
             if clients is None:
-                clients = self._clients[model.ref] = ReturningClients()
+                for gone in gone_among(self.clients, self.state.models):
+                    del self.clients[gone]
+                clients = self.clients[model.ref] = ReturningClients()
             clients.completed(len(requests), now)
 
     def ended(self, request: Request, in_time: bool, now: float) -> None:
@@ -158,7 +161,7 @@ class Atc(SchedulingPolicy):
             self._lost += 1
             self._fairness.lost(request.ref, now)
         if request.admitted:
-            self._admission.ended(request, in_time)
+            self.admission.ended(request, in_time)
 
     # -- EXEC ---------------------------------------------------------------------------------------------------------
 
@@ -309,7 +312,7 @@ class Atc(SchedulingPolicy):
     def _waits_for_clients(self, device: RemoteDevice, plan: BatchPlan | SizedPlan, now: float) -> bool:
         """Whether the batch should wait for clients that return. Only a model that is alone on the device waits."""
         model, queue = plan.model, plan.model.queue
-        clients = self._clients.get(model.ref)
+        clients = self.clients.get(model.ref)
         if clients is None or clients.share <= 0:
             return False
         if len(device.waiting) > 1 or len(model.hosts) > 1 or queue.many:
