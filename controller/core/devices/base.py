@@ -290,12 +290,12 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
 
     def _opens_s(self, action: Action, now: float) -> float:
         """When the inputs of the INFER, which is sent now, will have been fetched; 0: there is nothing to fetch."""
-        size = self.far_bytes(action.requests)
-        if size == NOTHING:
+        here, elsewhere = self.far_bytes(action.requests)
+        if not (here or elsewhere):
             if now >= self.fetching_until_s:  # otherwise it passes one that is fetched, after which more may be
                 self.ahead_s = 0.0
             return 0.0
-        action.far_bytes = size
+        action.far_bytes = size = here, elsewhere
         self.ahead_s = self.fetch.expected_s(size)
         self.fetching_until_s = self.fetched_s(size, now)
         return self.fetching_until_s

@@ -29,6 +29,7 @@ class Gathered:
     curve: Curve
     now: float
     free_s: float  # EXEC may start then, if all inputs are there
+    until_s: float  # EXEC has to end by then
     requests: list[Request] = field(default_factory=list)
     rows: int = 0
     far_bytes: FarBytes = NOTHING
@@ -49,7 +50,7 @@ class Gathered:
             self.rows, self.far_bytes, self.start_s = rows, size, start_s
 
     def _in_time(self, start_s: float, rows: int) -> bool:
-        return start_s + self.longest_s(rows) <= self.requests[0].deadline_s
+        return start_s + self.longest_s(rows) <= min(self.requests[0].deadline_s, self.until_s)
 
     def longest_s(self, rows: int) -> float:
         """What EXEC of so many rows may take."""
@@ -75,13 +76,23 @@ class FetchedPlans:
         """
         queue, curve = model.queue, device.curves[model.ref]
         first = queue.before(free_s + curve.least_s() * (1 + device.margin))
-        usable = self._usable(device, curve, queue.requests, queue.head + first, free_s, now)
+        until_s = _next_fetched_s(device, now)
+        usable = self._usable(device, curve, queue.requests, queue.head + first, free_s, until_s, now)
+        if not usable:
+            return None
         if model.spec.dims:
-            return self._sized_plan(device, model, usable, free_s, now)
-        return self._plan(device, model, usable, first, free_s, now)
+            return self._sized_plan(device, model, usable, free_s, until_s, now)
+        return self._plan(device, model, usable, first, Gathered(device, curve, now, free_s, until_s))
 
     def _usable(
-        self, device: RemoteDevice, curve: Curve, requests: Sequence[Request], first: int, free_s: float, now: float
+        self,
+        device: RemoteDevice,
+        curve: Curve,
+        requests: Sequence[Request],
+        first: int,
+        free_s: float,
+        until_s: float,
+        now: float,
     ) -> list[Request]:
         """Those from the first on who would be in time alone, in order of deadline; near ones while others are fetched.
 
@@ -94,24 +105,20 @@ class FetchedPlans:
             size = device.far_bytes((request,))
             if request.rows > curve.alone_max(request.extents) or (fetching and size != NOTHING):
                 continue
-            exec_s = curve.alone_s(request.rows, request.extents) * slower
-            if start_of_fetched(device, size, free_s, now) + exec_s <= request.deadline_s:
+            end_s = start_of_fetched(device, size, free_s, now)
+            end_s += curve.alone_s(request.rows, request.extents) * slower
+            if end_s <= request.deadline_s and end_s <= until_s:
                 usable.append(request)
                 if len(usable) == LOOKED_AT:
                     break
         return usable
 
-    def _plan(
-        self, device: RemoteDevice, model: Model, usable: list[Request], lost: int, free_s: float, now: float
-    ) -> SizedPlan | None:
+    def _plan(self, device: RemoteDevice, model: Model, usable: list[Request], lost: int, batch: Gathered) -> SizedPlan:
         """As many as are in time with the first. `lost`: heads that are too late wherever their inputs are."""
-        if not usable:
-            return None
-        queue, curve = model.queue, device.curves[model.ref]
-        batch = Gathered(device, curve, now, free_s)
+        queue = model.queue
         batch.take(usable)
         given_up = queue.requests[queue.head : queue.head + lost]
-        if batch.rows < min(len(usable), curve.batch_max) and not queue.many:
+        if batch.rows < min(len(usable), batch.curve.batch_max) and not queue.many:
             larger, passed = _without_heads(batch, usable)
             if larger.rate > self.skip_gain * batch.rate:
                 batch = larger
@@ -119,7 +126,7 @@ class FetchedPlans:
         return _plan_of(model, batch, given_up)
 
     def _sized_plan(
-        self, device: RemoteDevice, model: Model, usable: list[Request], free_s: float, now: float
+        self, device: RemoteDevice, model: Model, usable: list[Request], free_s: float, until_s: float, now: float
     ) -> SizedPlan | None:
         """Who would go together if nothing had to be fetched do, as far as they are in time with the first of them."""
         plan = self.sized.plan(device, model, free_s, usable)
@@ -127,12 +134,12 @@ class FetchedPlans:
             return None
         requests = list(plan.requests)
         start_s = start_of_fetched(device, device.far_bytes(requests), free_s, now)
-        if start_s <= free_s:
-            return plan
         curve, slower = device.curves[model.ref], 1 + device.margin
+        if start_s <= free_s and start_s + plan.expected_s * slower <= until_s:
+            return plan
         while len(requests) > 1:
             rows, extents = sum([one.rows for one in requests]), joint([one.extents for one in requests])
-            if start_s + curve.exec_s(rows, extents) * slower <= requests[0].deadline_s:
+            if start_s + curve.exec_s(rows, extents) * slower <= min(requests[0].deadline_s, until_s):
                 break
             del requests[_last_far(device, requests)]
             start_s = start_of_fetched(device, device.far_bytes(requests), free_s, now)
@@ -141,6 +148,21 @@ class FetchedPlans:
             plan.start_s = start_of_fetched(device, device.far_bytes(plan.requests), free_s, now)
             plan.given_up = ()
         return plan
+
+
+def _next_fetched_s(device: RemoteDevice, now: float) -> float:
+    """When the next batch whose inputs are being fetched has to start, or can if that is later; infinity: none are.
+
+    What goes before it has to have ended by then.
+    """
+    until_s = math.inf
+    if device.fetching_until_s > now:
+        for action in device.actions.values():
+            if action.far_bytes is not None and action.earliest_s > now:
+                first_s = min([one.deadline_s for one in action.requests if not one.closed], default=math.inf)
+                latest_s = first_s - action.expected_s * (1 + device.noise.value_s)
+                until_s = min(until_s, max(latest_s, action.earliest_s))
+    return until_s
 
 
 def _last_far(device: RemoteDevice, requests: Sequence[Request]) -> int:
@@ -183,7 +205,7 @@ def _without_heads(batch: Gathered, usable: list[Request]) -> tuple[Gathered, li
             high = middle - 1
     while rows > batch.rows:
         first = bisect_left(deadlines, batch.start_s + batch.longest_s(rows))
-        larger = Gathered(batch.device, curve, batch.now, batch.free_s)
+        larger = Gathered(batch.device, curve, batch.now, batch.free_s, batch.until_s)
         larger.take(usable[first:])
         if larger.rows >= rows:
             return larger, usable[:first]

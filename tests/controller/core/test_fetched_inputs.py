@@ -340,6 +340,17 @@ def test_what_lies_on_the_worker_s_host_does_not_wait_for_what_is_fetched() -> N
     assert made.wake(opens_s + 1e-6) == ["w1: infer #3 m:1 x2 f/2 f/4"]
 
 
+def test_what_goes_before_inputs_that_are_fetched_does_not_make_their_requests_late() -> None:
+    made = shard()
+    network(made, 0.05)
+    made.submit(1, now=100.0, budget_s=0.075, kept=kept())  # its EXEC may begin at 100.0635, as 5 % may be added to it
+    assert made.wake(100.0) == ["w1: infer #1 m:1 x1 f/1"]
+    for number in range(2, 10):
+        made.submit(number, now=100.045, budget_s=1.0, kept=kept(slot=True))
+    made.submit(10, now=100.045, budget_s=1.0, kept=kept())
+    assert made.wake(100.045) == ["w1: infer #2 m:1 x4 f/2 f/3 f/4 f/5"]  # five would take 18.9 of the 18.2 ms
+
+
 def test_no_more_are_let_in_than_can_be_fetched_in_time_and_whoever_is_let_in_is_served_in_time() -> None:
     made = Shard().serve({"m:1": line(0.001, 0.0001)})
     made.scheduler.frontend_joined("f", "elsewhere")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from controller.core.devices.base import RemoteDevice
+from controller.core.devices.paged import PagedDevice
 from controller.core.queues import COMPACT_AT, ModelQueue, Request
 from controller.core.residency import Residency
 from mesh import wire
@@ -205,7 +205,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.queue.rows == sum(one.rows for one in self.model)
         for host in ("", "a", "b"):
             for reads_slots in (False, True):
-                device = RemoteDevice("w1", INFO, Residency(1, 1), host=host, reads_slots=reads_slots)
+                device = PagedDevice("w1", INFO, Residency(1, 1), host=host, reads_slots=reads_slots)
                 assert device.far_waiting(self.queue) == device.far_bytes(self.model)
         if self.model:
             assert self.queue.first() is self.model[0]

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from controller.core.devices.action import Action
 from controller.core.devices.base import RemoteDevice
 from controller.core.estimation.fetching import NOTHING
 from controller.core.policies.base import Batch
 from controller.core.queues import Request
 from mesh import wire
+from mesh.codes import ActionKind
 from tests.controller.core.controller_builders import request
 from tests.controller.core.policies.policy_world import NOW, SECONDS, World, heads
 from tests.controller.core.policies.test_sized_plans import LengthWorld, seconds
@@ -254,6 +256,21 @@ def test_of_unequal_lengths_near_ones_are_planned_while_others_are_fetched() -> 
     world.device.fetching_until_s = NOW + 1.0
     batch = world.next()
     assert (batch.requests, batch.start_s) == (near, NOW)
+
+
+@pytest.mark.parametrize(("deadline_s", "count"), [(NOW + 2.5, 4), (NOW + 1.6, 1), (NOW + 1.5, 0)])
+def test_of_unequal_lengths_near_ones_have_ended_when_what_is_fetched_has_to_start(
+    deadline_s: float, count: int
+) -> None:
+    world = FetchingLengths()
+    world.keeps(1, NOW + 50.0)
+    near = world.keeps(1, *[NOW + 51.0] * 4, near=True)  # 0.5625 s, and 0.75 together
+    action = Action(1, ActionKind.INFER, "m:1", NOW, 1.0, [request(deadline_s=deadline_s)])
+    action.far_bytes, action.earliest_s = (0, MB), NOW + 0.25
+    world.device.actions[1] = action
+    world.device.fetching_until_s = NOW + 0.25
+    batch = world.policy.choose(world.device, NOW)
+    assert (batch.requests if batch is not None else []) == near[:count]
 
 
 def test_of_unequal_lengths_who_cannot_be_fetched_in_time_is_hopeless_and_who_can_is_not() -> None:
