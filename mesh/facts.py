@@ -247,4 +247,4 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     amended: dict[str, int] = {}  # {outcome: requests that ended so for their clients, and are counted otherwise}
     elements: int = 0  # of all models with open dimensions, as in LabelRecord; so below
     elements_computed: int = 0
-    left_out: int = 0  # requests of batches that were executed without them, as their inputs were not there in time
+    left_out: int = 0  # requests without which a batch ran, as their inputs had not come in time; each time counts

@@ -126,6 +126,7 @@ SNAPSHOT = Snapshot(
     revoked=3,
     computed_for_nobody=2,
     rows_for_nobody=5,
+    left_out=7,
     tried_apart=8,
     tried_alone=4,
     quarantines=1,

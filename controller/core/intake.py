@@ -66,7 +66,7 @@ class Intake:
             frontend, message.request, message.attempt, message.ref, message.rows,
             now - age_s, deadline_s, message.weight, message.extents, message.client,
             message.asked_id, message.call, message.inline, kept,
-            self.hosts.get(frontend, "") if kept is not None and kept.slot is not None else "",
+            self.hosts.get(frontend, "") if kept is not None else "",
         )  # fmt: skip
         model = self.state.models.get(message.ref)
         if model is None or not model.ready:

@@ -19,7 +19,7 @@ class Request:
 
     __slots__ = (
         "admitted", "answered", "apart", "arrived_s", "asked_id", "attempt", "call", "client", "closed", "cold",
-        "deadline_s", "extents", "frontend", "group", "inline", "kept", "kept_bytes", "killed", "latest_s", "near",
+        "deadline_s", "extents", "frontend", "group", "host", "inline", "kept", "kept_bytes", "killed", "latest_s",
         "number", "predicted_s", "rank", "ref", "rows", "share_s", "tries", "waiting", "weight",
     )  # fmt: skip
 
@@ -39,7 +39,7 @@ class Request:
         call: int = 0,
         inline: tuple[memoryview, ...] = (),
         kept: Kept | None = None,
-        near: str = "",
+        host: str = "",
     ) -> None:
         self.frontend = frontend
         self.number = number  # the frontend's
@@ -56,7 +56,7 @@ class Request:
         self.inline = inline  # its inputs, on their way from frontend to worker
         self.kept = kept  # or: its frontend keeps them
         self.kept_bytes = 0 if kept is None else sum(kept.sizes)  # of inputs that its frontend keeps
-        self.near = near  # host whose workers read these from memory that they share; empty: all have to fetch them
+        self.host = host  # of its frontend, if that keeps its inputs; empty: unknown
         self.predicted_s = 0.0  # latency from arrival, as admission predicted it
         self.tries = 0  # actions that took it up and failed
         self.apart = 0  # of these, actions after which it was tried apart
@@ -75,6 +75,11 @@ class Request:
     def asker(self) -> Client:
         """The client that sent it."""
         return self.frontend, self.client
+
+    @property
+    def near(self) -> str:
+        """The host whose workers read its inputs from memory that they share; empty: all have to fetch them."""
+        return self.host if self.kept is not None and self.kept.slot is not None else ""
 
     def let_go(self) -> None:
         """It has ended: whoever still holds it does not keep its inputs."""
@@ -143,6 +148,8 @@ class ModelQueue:
     many: int = 0  # waiting requests with more than one row
     weighted: int = 0  # waiting requests whose weight is not 1
     kept: int = 0  # waiting requests whose frontends keep their inputs
+    kept_bytes: dict[str, int] = field(default_factory=dict)  # {host of their frontends: bytes of these inputs}
+    near_bytes: dict[str, int] = field(default_factory=dict)  # {host: of these, what workers there read where it lies}
     share_s: float = 0.0  # of all waiting requests with extents; so below
     ranks: dict[int, Rank] = field(default_factory=dict)
     _starts: list[tuple[float, int, Request]] = field(default_factory=list)  # heap of (latest_s, order, request), and
@@ -245,9 +252,15 @@ class ModelQueue:
         if request.weight != 1.0:
             self.weighted += sign
         if request.kept_bytes:
-            self.kept += sign
+            self._count_kept(request, sign)
         if request.extents:
             self._count_cost(request, sign)
+
+    def _count_kept(self, request: Request, sign: int) -> None:
+        self.kept += sign
+        _add(self.kept_bytes, request.host, sign * request.kept_bytes)
+        if request.near:
+            _add(self.near_bytes, request.near, sign * request.kept_bytes)
 
     # -- requests with extents ----------------------------------------------------------------------------------------
 
@@ -309,6 +322,8 @@ class ModelQueue:
         assert self.many == sum(request.rows > 1 for request in waiting)
         assert self.weighted == sum(request.weight != 1.0 for request in waiting)
         assert self.kept == sum(request.kept_bytes > 0 for request in waiting)
+        assert self.kept_bytes == _kept_bytes(waiting, [request.host for request in waiting])
+        assert self.near_bytes == _kept_bytes([r for r in waiting if r.near], [r.near for r in waiting if r.near])
         assert not any(request.closed for request in waiting)
         self._check_costs([request for request in waiting if request.extents])
         assert all(request.waiting for request in waiting)
@@ -322,6 +337,23 @@ class ModelQueue:
             assert known == sorted(zip(rank.deadlines, rank.shares, strict=True))
             assert rank.deadlines == sorted(rank.deadlines)
         assert {id(request) for request in waiting} <= {id(entry[2]) for entry in self._starts if _is_current(entry)}
+
+
+def _add(sizes: dict[str, int], host: str, size: int) -> None:
+    """So much more, or less, is of this host; nothing is noted of hosts of which nothing is."""
+    left = sizes.get(host, 0) + size
+    if left:
+        sizes[host] = left
+    else:
+        sizes.pop(host, None)
+
+
+def _kept_bytes(requests: list[Request], hosts: list[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for request, host in zip(requests, hosts, strict=True):
+        if request.kept_bytes:
+            found[host] = found.get(host, 0) + request.kept_bytes
+    return found
 
 
 def _is_current(entry: tuple[float, int, Request]) -> bool:

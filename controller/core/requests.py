@@ -278,7 +278,12 @@ class OpenRequests:
         if model.open and model.ready:
             return request.latest_s
         device = model.first_device
-        return request.deadline_s - (device.curves[model.ref].exec_s(1) if device is not None else UNREADY_S)
+        if device is None:
+            return request.deadline_s - UNREADY_S
+        latest_s = request.deadline_s - device.curves[model.ref].exec_s(1)
+        if request.kept_bytes:
+            latest_s -= device.fetch.expected_s(device.far_bytes((request,)))
+        return latest_s
 
     def _retry_s(self, model: Model, now: float) -> float:
         """How long until the first of the model's devices has done what it has and what waits for it."""

@@ -96,7 +96,7 @@ class Results:
         device.infer_ended(action, end_s)
         if (
             action.requests
-            and (result.missing or result.fetched_bytes or action.far_bytes)
+            and (result.missing or result.ended or result.fetched_bytes or action.far_bytes)
             and not self._fetched(device, action, result, orders, now)
         ):
             return
@@ -108,7 +108,7 @@ class Results:
         if not action.requests:
             orders.extend(self.readiness.measured(device, action, result, now))
         elif result.code == OK and result.duration_s is not None:
-            if _was_whole(action, result):
+            if not (result.missing or result.ended):  # otherwise it had fewer rows than were planned
                 device.learn(action, result, result.duration_s, now)
             model = self.state.models.get(action.ref)
             if model is not None:
@@ -132,18 +132,22 @@ class Results:
     ) -> bool:
         """Requests that the worker left out of the batch, as it had not their inputs, wait anew; others stay.
 
-        False if none does. It is no request's fault; that nobody waited for it any more is not the network's.
+        False if none does. It is no request's fault. Of one that has ended, as its frontend says, word is on its way
+        here, and that nobody waited for it any more is not the network's fault either.
         """
         device.learn_fetch(action, result)
-        places = set(result.missing) if result.code != INPUTS_MISSING else set()
-        left_out = [request for place, request in enumerate(action.requests) if place in places]
-        missing = action.requests if result.code == INPUTS_MISSING else left_out
-        if any(not request.closed for request in missing):
-            device.missed_fetch(action, now)
+        none_came = result.code == INPUTS_MISSING
+        ended = set(result.ended)
+        missing = set(range(len(action.requests))) - ended if none_came else set(result.missing)
+        expected = [request for place, request in enumerate(action.requests) if place in missing and not request.closed]
+        device.missed_fetch(action, expected, now)
+        if result.code == OK:
+            self.counters.left_out += len(expected)
+        out = ended if none_came else missing | ended
+        left_out = [request for place, request in enumerate(action.requests) if place in out]
         if not left_out:
             return True
-        action.requests = [request for place, request in enumerate(action.requests) if place not in places]
-        self.counters.left_out += len(left_out)
+        action.requests = [request for place, request in enumerate(action.requests) if place not in out]
         self.requests.retry_all(left_out, INPUTS_MISSING, MISSING_TEXT, orders, now)
         return bool(action.requests)
 
@@ -179,11 +183,3 @@ class Results:
                 orders.extend(self.actions.unload_unknown(device))
             orders.extend(self.readiness.load_failed(device, ref, result, now))
             self.requests.unserved(ref, orders, now)
-
-
-def _was_whole(action: Action, result: wire.ActionResult) -> bool:
-    """Whether no request was left out of the batch: one whose inputs did not come, or that had ended before they did.
-
-    Otherwise it had fewer rows than were planned.
-    """
-    return not (result.missing or any(request.closed and request.kept_bytes for request in action.requests))

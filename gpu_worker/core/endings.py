@@ -46,6 +46,7 @@ def infer_ended(job: Job, output: Done, free_pages: int) -> Report:
         fetched_bytes=incoming.fetched_bytes if incoming is not None else 0,
         fetch_s=incoming.fetch_s if incoming is not None else None,
         missing=tuple(sorted(incoming.missing)) if incoming is not None else (),
+        ended=tuple(sorted(incoming.ended)) if incoming is not None else (),
     )
     return Report(result, job)
 
@@ -77,6 +78,7 @@ def failed(job: Job, code: ActionCode, free_pages: int, message: str) -> Report:
         fetched_bytes=incoming.fetched_bytes if incoming is not None else 0,
         fetch_s=incoming.fetch_s if incoming is not None else None,
         missing=tuple(sorted(incoming.missing)) if incoming is not None else (),
+        ended=tuple(sorted(incoming.ended)) if incoming is not None else (),
     )
     return Report(result, job)
 

@@ -177,6 +177,7 @@ class ActionResult(Message, frozen=True, kw_only=True, tag="result"):
     fetched_bytes: Count = 0  # of inputs that frontends had to send for it
     fetch_s: Duration | None = None  # until the last came, from when the first was to be asked for; None: none
     missing: Places = ()  # parts that were left out of the batch, because their inputs were not there in time
+    ended: Places = ()  # parts that were left out of it, because their frontends said that they had ended
 
 
 FromControllerToWorker = (

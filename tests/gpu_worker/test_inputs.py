@@ -155,12 +155,12 @@ async def test_a_request_that_has_ended_is_left_out_and_the_others_get_their_own
         del keeper.inputs[1]
         at.tell(keeper.order(3, "fetch"))
         result = await at.said(wire.ActionResult)
-        assert (result.code, result.missing) == (ActionCode.OK, ())
+        assert (result.code, result.missing, result.ended) == (ActionCode.OK, (), (1,))
         assert await keeper.outputs(1) == {request: expected[request] for request in (0, 2)}
         keeper.inputs.clear()
         at.tell(keeper.order(4, "fetch"))
         result = await at.said(wire.ActionResult)
-        assert (result.code, result.missing) == (ActionCode.INPUTS_MISSING, ())
+        assert (result.code, result.missing, result.ended) == (ActionCode.INPUTS_MISSING, (), (0, 1, 2))
         keeper.close()
 
 

@@ -186,7 +186,7 @@ def test_a_compiled_wheel_is_for_this_python_and_machine_and_matches_where_it_is
     compiled_wheel: Path, tmp_path: Path
 ) -> None:
     found = {name for name in zipfile.ZipFile(compiled_wheel).namelist() if name.startswith("mesh/compiled/")}
-    assert found == {f"mesh/compiled/{name}" for name in (MANIFEST, LIBRARY + SUFFIX, f"_drain{SUFFIX}")}
+    assert found == {f"mesh/compiled/{name}" for name in (MANIFEST, LIBRARY + SUFFIX, f"_channel{SUFFIX}")}
     _, _, _, tags = parse_wheel_filename(compiled_wheel.name)
     assert tags <= set(sys_tags())
     assert {tag.interpreter for tag in tags} == {f"cp{sysconfig.get_config_var('py_version_nodot')}"}

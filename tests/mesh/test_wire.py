@@ -233,6 +233,7 @@ MESSAGES: list[Any] = [  # one of each, with no field at its default
         fetched_bytes=600_000,
         fetch_s=0.002,
         missing=(1, 3),
+        ended=(2,),
     ),
     wire.Fetch(request=1, attempt=2),
     wire.Fetched(request=1, attempt=2, frames=3),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from controller.core.estimation.fetching import FarBytes
 from controller.core.queues import Request
 from controller.core.residency import Resident
 from mesh.codes import ActionKind
@@ -36,7 +37,7 @@ class Action:
         self.latest_s = 0.0
         self.hangs_s = 0.0  # if EXEC has not ended by then, the worker takes its code for hanging; 0: no such limit
         self.cold_s = 0.0  # added to `hangs_s` for the first batch of a process
-        self.far_bytes = 0  # of its inputs, which the worker has to fetch from frontends on other hosts
+        self.far_bytes: FarBytes | None = None  # of its inputs, which the worker has to fetch; None: it has all
         self.revoked = False  # its worker was told that nobody waits for it
         self.place: Resident | None = None  # of an INFER: its model's place on the device, which may be gone by its end
 

@@ -16,7 +16,7 @@ from typing import Protocol
 from controller.core.devices.action import Action, LoadFault
 from controller.core.devices.batch_delay import BatchDelay
 from controller.core.estimation.estimates import Curve, LoadEstimate, Margin, Pace, Term
-from controller.core.estimation.fetching import FetchEstimate
+from controller.core.estimation.fetching import NOTHING, FarBytes, FetchEstimates
 from controller.core.estimation.forecast import LaneForecast
 from controller.core.failures import DOUBLINGS_MAX
 from controller.core.queues import ModelQueue, Request
@@ -72,7 +72,7 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
     dispatch: Margin = field(default_factory=lambda: Margin(DISPATCH_S))
     host: str = ""  # where it is; empty: unknown
     reads_slots: bool = True  # of frontends on its host; False: the last it got from there it had to fetch
-    fetch: FetchEstimate = field(default_factory=FetchEstimate)  # of inputs that it cannot read where they lie
+    fetch: FetchEstimates = field(default_factory=FetchEstimates)  # of inputs that it cannot read where they lie
     ahead_s: float = 0.0  # its next batch goes out so much earlier: as of the last one, its inputs have to be fetched
     fetching_until_s: float = 0.0  # when the inputs of the last such batch are expected to be there
     offset_s: float = 0.0  # the worker's clock minus ours
@@ -189,12 +189,27 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
             start_s = there_s
         return ready_s if ready_s > start_s else start_s
 
-    def far_bytes(self, requests: Iterable[Request]) -> int:
+    def far_bytes(self, requests: Iterable[Request]) -> FarBytes:
         """Bytes of the requests' inputs that the worker would have to fetch from frontends."""
-        host = self.host if self.reads_slots else ""
-        return sum(r.kept_bytes for r in requests if r.kept_bytes and (not host or r.near != host))
+        here = elsewhere = 0
+        for request in requests:
+            if request.kept_bytes:
+                if not self.host or request.host != self.host:
+                    elsewhere += request.kept_bytes
+                elif not (self.reads_slots and request.near):
+                    here += request.kept_bytes
+        return here, elsewhere
 
-    def fetched_s(self, size: int, now: float) -> float:
+    def far_waiting(self, queue: ModelQueue) -> FarBytes:
+        """The same of all that waits in the queue."""
+        if not queue.kept:
+            return NOTHING
+        total = sum(queue.kept_bytes.values())
+        here = queue.kept_bytes.get(self.host, 0) if self.host else 0
+        near = queue.near_bytes.get(self.host, 0) if here and self.reads_slots else 0
+        return here - near, total - here
+
+    def fetched_s(self, size: FarBytes, now: float) -> float:
         """When the worker will have fetched so many bytes for an INFER, behind what it fetches already."""
         self.fetch.wake(now)
         return max(now, self.fetching_until_s) + self.dispatch.value_s + self.fetch.expected_s(size)
@@ -281,12 +296,14 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
 
     def _opens_s(self, action: Action, now: float) -> float:
         """When the inputs of the INFER, which is sent now, will have been fetched; 0: there is nothing to fetch."""
-        action.far_bytes = self.far_bytes(action.requests)
-        if not action.far_bytes:
-            self.ahead_s = 0.0
+        here, elsewhere = self.far_bytes(action.requests)
+        if not (here or elsewhere):
+            if now >= self.fetching_until_s:  # otherwise it passes one that is fetched, after which more may be
+                self.ahead_s = 0.0
             return 0.0
-        self.ahead_s = self.fetch.expected_s(action.far_bytes)
-        self.fetching_until_s = self.fetched_s(action.far_bytes, now)
+        action.far_bytes = size = here, elsewhere
+        self.ahead_s = self.fetch.expected_s(size)
+        self.fetching_until_s = self.fetched_s(size, now)
         return self.fetching_until_s
 
     def load_sent(self, action: Action, now: float) -> None:
@@ -392,17 +409,20 @@ class RemoteDevice:  # not an ABC: mypyc takes no dataclass beside it; mypy know
         Who fetches what a frontend on its host has put into shared memory cannot read it, as another user, or in
         another container.
         """
-        if result.fetched_bytes > action.far_bytes:
+        here, elsewhere = action.far_bytes or NOTHING
+        fetched, planned = result.fetched_bytes, here + elsewhere
+        if fetched > planned:
             self.reads_slots = False
-        elif not result.fetched_bytes and result.code == ActionCode.OK and not result.missing:
-            self.reads_slots = True
+        elif fetched < planned and result.code == ActionCode.OK and not (result.missing or result.ended):
+            self.reads_slots = True  # it had all, and did not fetch all
         if result.fetch_s is not None:
-            self.fetch.learn(result.fetched_bytes, result.fetch_s)
+            came = min(fetched, elsewhere)
+            self.fetch.learn((fetched - came, came), result.fetch_s)
 
-    def missed_fetch(self, action: Action, now: float) -> None:
-        """Inputs of the INFER did not come in time; somebody still waits for its requests, so they should have."""
-        if action.far_bytes:
-            self.fetch.missed(action.far_bytes, now - action.sent_s, now)
+    def missed_fetch(self, action: Action, missing: Iterable[Request], now: float) -> None:
+        """Inputs of these requests of the INFER, for which somebody still waits, did not come in time."""
+        if action.far_bytes is not None:
+            self.fetch.missed(action.far_bytes, self.far_bytes(missing), now - action.sent_s, now)
 
     def did_not_fit(self, action: Action) -> None:
         """A client's batch did not fit in the device's memory: the next ones are smaller, if that can be known."""

@@ -4,6 +4,9 @@ A fetch begins when the worker receives the INFER that names the inputs, and is 
 duration is taken for a line over the bytes, fitted to recent fetches, and made longer by a margin that follows a high
 quantile of what fetches took beyond the line. Until fetches have shown how long they take, a slow network is assumed.
 
+What frontends on the worker's own host send it, where its memory cannot be read or has no room, does not pass the
+network, and has an estimate of its own.
+
 A fetch that was given up counts as one that took as long. As nothing is fetched that would be late, and so nothing be
 learned any more, what such fetches have taught is forgotten after a pause, which doubles until one succeeds.
 Source of the constants: docs/design/policy.md, "Inputs that are fetched".
@@ -16,6 +19,9 @@ from typing import Final
 
 from controller.core.estimation.estimates import Margin
 from controller.core.estimation.lines import DurationLine
+
+FarBytes = tuple[int, int]  # to be fetched: from frontends on the worker's host, and from others
+NOTHING: Final = (0, 0)
 
 MEGABYTE: Final = 1e6
 FIRST_S: Final = 0.002  # assumed of a fetch, whatever its bytes, before any was seen
@@ -37,7 +43,7 @@ def _first_line() -> DurationLine:
 
 @dataclass(slots=True)
 class FetchEstimate:
-    """Fetches of one worker, from whichever frontends."""
+    """Fetches of one worker, from frontends that are all on its host, or all elsewhere."""
 
     batch_s: float = FIRST_S  # of a fetch, whatever its bytes; the margin is not in it
     megabyte_s: float = FIRST_MEGABYTE_S  # of each megabyte; likewise
@@ -86,3 +92,38 @@ class FetchEstimate:
 
     def _usual_s(self, size: int) -> float:
         return max(1e-6, self.batch_s + self.megabyte_s * size / MEGABYTE)
+
+
+@dataclass(slots=True)
+class FetchEstimates:
+    """All fetches of one worker. What is on its way from its own host and from others comes at the same time."""
+
+    here: FetchEstimate = field(default_factory=FetchEstimate)  # from frontends on its host
+    elsewhere: FetchEstimate = field(default_factory=FetchEstimate)
+
+    def expected_s(self, size: FarBytes) -> float:
+        """A fetch of so many bytes takes so long at most, but for a few in a hundred; 0 if nothing is fetched."""
+        return max(self.here.expected_s(size[0]), self.elsewhere.expected_s(size[1]))
+
+    def queued_s(self, size: FarBytes) -> float:
+        """So many bytes, which others wait for, take so long at least, in however many fetches."""
+        return max(self.here.megabyte_s * size[0], self.elsewhere.megabyte_s * size[1]) / MEGABYTE
+
+    def learn(self, size: FarBytes, duration_s: float) -> None:
+        """A fetch of so many bytes took so long: what came from elsewhere did, if anything."""
+        if size[1] > 0:
+            self.elsewhere.learn(size[1], duration_s)
+        else:
+            self.here.learn(size[0], duration_s)
+
+    def missed(self, size: FarBytes, missing: FarBytes, waited_s: float, now: float) -> None:
+        """A fetch of so many bytes was given up after so long, when so many of them had not come."""
+        if missing[1] > 0:
+            self.elsewhere.missed(size[1], waited_s, now)
+        elif missing[0] > 0:
+            self.here.missed(size[0], waited_s, now)
+
+    def wake(self, now: float) -> None:
+        """Fetches that were given up count no more once the pause is over. Calling early is harmless."""
+        self.here.wake(now)
+        self.elsewhere.wake(now)

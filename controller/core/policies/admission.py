@@ -4,7 +4,8 @@ A request is refused at arrival in three cases:
   * It could not be served in time even alone and first ("deadline").
   * The queue of its own model, in the largest batches and with every host at its service, takes too long ("overload").
     Somebody in that queue is going to be lost, and the newest request loses least by hearing so at once. Of a model
-    with open dimensions only that part of the queue counts whose requests cost no more than it (`by_extents`).
+    with open dimensions only that part of the queue counts whose requests cost no more than it (`by_extents`). Of one
+    whose inputs are fetched, what is fetched before counts as well.
   * The devices have more to do than fits before its deadline, and its model is priced out ("overload"): more than
     `loss_max` of the model's admitted requests were lost lately, because other models earn more per device-second. So
     much less of it is then admitted that about that share is lost, but at least PRICE_SHARE_MIN of what arrives.
@@ -14,12 +15,15 @@ docs/benchmarks_scheduler.md, "Refusing early". Source of the constants: docs/de
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from controller.core.devices.base import RemoteDevice
+from controller.core.estimation.fetching import NOTHING
 from controller.core.policies.base import Verdict
-from controller.core.policies.by_extents import admission_ends
-from controller.core.policies.starts import start_of
+from controller.core.policies.by_extents import admission_ends, fetched_before_s
+from controller.core.policies.gone import gone_among
+from controller.core.policies.starts import start_of, start_of_fetched
 from controller.core.queues import Request
 from controller.core.residency import Popularity
 from controller.core.state import Model
@@ -68,14 +72,19 @@ class Admission:
 
     loss_max: float = PRICE_LOSS
     ahead: bool = True  # of models with open dimensions, what goes before a request counts
+    models: Collection[str] = ()  # refs of the models that there are; of many others nothing is kept
     _arrivals: dict[str, Popularity] = field(default_factory=dict)  # {ref: admitted lately, in rows}
     _prices: dict[str, Price] = field(default_factory=dict)  # {ref: price}, models of which one has ended
+
+    def __len__(self) -> int:
+        """Models of which something is known."""
+        return len(self._arrivals.keys() | self._prices.keys())
 
     def admit(self, model: Model, request: Request, now: float) -> Verdict:
         """Whether the request is let in, and how long it will take."""
         arrivals = self._arrivals.get(model.ref)
         if arrivals is None:
-            arrivals = self._arrivals[model.ref] = Popularity(decay_s=RECENT_S)
+            arrivals = self._first_of(model.ref)
         asked = arrivals.value(now)
         rate = asked / arrivals.decay_s
         alone_s = own_s = behind_s = math.inf
@@ -90,18 +99,18 @@ class Admission:
                 looked_at += 1
                 if device.leaving:
                     continue
-                curve = device.curves[model.ref]
-                start_s = start_of(device, model, now)
-                if request.kept_bytes and device.far_bytes((request,)):
-                    start_s = max(start_s, device.fetched_s(request.kept_bytes, now))
-                end_s = start_s + curve.alone_s(request.rows, request.extents)
+                if request.kept_bytes:
+                    end_s, mine_s, others_s = self._ends_of_kept(device, model, request, rate, hosts, now)
+                else:
+                    start_s = start_of(device, model, now)
+                    end_s = start_s + device.curves[model.ref].alone_s(request.rows, request.extents)
+                    if model.open:
+                        mine_s, others_s = admission_ends(device, model, request, start_s, hosts)
+                        mine_s = mine_s if self.ahead else end_s
+                    else:
+                        mine_s, others_s = self._ends(device, model, request, start_s, rate, hosts, now)
                 if end_s < alone_s:
                     alone_s = end_s
-                if model.open:
-                    mine_s, others_s = admission_ends(device, model, request, start_s, hosts)
-                    mine_s = mine_s if self.ahead else alone_s
-                else:
-                    mine_s, others_s = self._ends(device, model, request, start_s, rate, hosts, now)
                 if mine_s < own_s:
                     own_s = mine_s
                 if others_s < behind_s:
@@ -112,6 +121,13 @@ class Admission:
         if verdict.admitted:
             arrivals.count, arrivals.at_s = asked + request.rows, now
         return verdict
+
+    def _first_of(self, ref: str) -> Popularity:
+        """What will be known of the model, of which nothing was."""
+        for gone in gone_among(self._arrivals, self.models):
+            del self._arrivals[gone]
+        arrivals = self._arrivals[ref] = Popularity(decay_s=RECENT_S)
+        return arrivals
 
     def _verdict(
         self, model: Model, request: Request, alone_s: float, own_s: float, behind_s: float, now: float
@@ -132,6 +148,8 @@ class Admission:
         """An admitted request has ended: its model's price follows."""
         price = self._prices.get(request.ref)
         if price is None:
+            for gone in gone_among(self._prices, self.models):
+                del self._prices[gone]
             price = self._prices[request.ref] = Price()
         price.ended(not in_time, self.loss_max)
 
@@ -162,10 +180,35 @@ class Admission:
         )
         return own_s, behind_s
 
+    def _ends_of_kept(
+        self, device: RemoteDevice, model: Model, request: Request, rate: float, hosts: int, now: float
+    ) -> tuple[float, float, float]:
+        """(end alone and first, and the same two) of a request whose frontend keeps its inputs.
+
+        If the device has to fetch them, it fetches those of the model's queue before.
+        """
+        size = device.far_bytes((request,))
+        start_s = start_of_fetched(device, size, start_of(device, model, now), now)
+        alone_s = device.curves[model.ref].alone_s(request.rows, request.extents)
+        end_s = start_s + alone_s
+        if model.open:
+            own_s, behind_s = admission_ends(device, model, request, start_s, hosts)
+            own_s = own_s if self.ahead else end_s
+        else:
+            own_s, behind_s = self._ends(device, model, request, start_s, rate, hosts, now)
+        if size == NOTHING:
+            return end_s, own_s, behind_s
+        last_s = device.fetched_s(size, now) + fetched_before_s(device, model, request) / hosts + alone_s
+        if self.ahead or not model.open:
+            own_s = max(own_s, last_s)
+        return end_s, own_s, max(behind_s, last_s)
+
     def _retry_s(self, model: Model, request: Request, end_s: float, now: float) -> float | None:
         """After how long the same budget would suffice if nothing else came; None if it never does."""
         idle_s = min(
-            device.curves[model.ref].alone_s(request.rows, request.extents) + device.dispatch.value_s
+            device.curves[model.ref].alone_s(request.rows, request.extents)
+            + device.dispatch.value_s
+            + (device.fetch.expected_s(device.far_bytes((request,))) if request.kept_bytes else 0.0)
             for device in model.ready.values()
         )
         return end_s - request.deadline_s if idle_s <= request.deadline_s - request.arrived_s else None

@@ -19,10 +19,13 @@ from dataclasses import dataclass
 
 from controller.core.devices.base import RemoteDevice
 from controller.core.estimation.estimates import Curve
+from controller.core.estimation.fetching import NOTHING
 from controller.core.policies.admission import PRICE_LOSS, Admission
 from controller.core.policies.base import Batch, Lead, LoadPlan, SchedulingPolicy, Verdict
 from controller.core.policies.by_extents import hopeless
 from controller.core.policies.fairness import Fairness
+from controller.core.policies.fetched_plans import FetchedPlans, expired_fetched
+from controller.core.policies.gone import gone_among
 from controller.core.policies.placement import Placement
 from controller.core.policies.returning_clients import ReturningClients
 from controller.core.policies.sized_plans import LEFT, RESERVE, SizedPlan, SizedPlans
@@ -31,7 +34,6 @@ from controller.core.queues import Request
 from controller.core.state import Model, ShardState
 from mesh.codes import ActionKind, ErrorCode
 from mesh.sizes import Extents
-from mesh.wire.ranges import ROWS_MAX
 
 DEADLINE, INFER = ErrorCode.DEADLINE, ActionKind.INFER
 
@@ -88,11 +90,12 @@ class Atc(SchedulingPolicy):
         self.state = state
         self.parameters = p = parameters or AtcParameters()
         self.lead = Lead(p.lead_ms / 1e3 if p.lead_ms else None, p.depth, loads=1)
-        self._admission = Admission(p.price_loss, p.refuse_ahead)
+        self.admission = Admission(p.price_loss, p.refuse_ahead, state.models)
         self._fairness = Fairness()
         self._placement = Placement(state, self._fairness)
         self._sized = SizedPlans(state, p.reserve, p.refuse_left)
-        self._clients: dict[str, ReturningClients] = {}  # {ref: its clients}, models that completed a batch
+        self._fetched = FetchedPlans(self._sized, p.skip_gain)
+        self.clients: dict[str, ReturningClients] = {}  # {ref: its clients}, models that completed a batch
         self._look_again_s = math.inf  # a device waits until then: for returns, or for a LOAD to be nearly done
         self._in_time = 0.0  # decayed count
         self._lost = 0.0  # decayed count
@@ -102,10 +105,10 @@ class Atc(SchedulingPolicy):
 
     def admit(self, model: Model, request: Request, now: float) -> Verdict:
         """Whether the request is let in; what was refused because its model is nowhere is noted for placement."""
-        clients = self._clients.get(model.ref)
+        clients = self.clients.get(model.ref)
         if clients is not None:
             clients.arrived(now)
-        verdict = self._admission.admit(model, request, now)
+        verdict = self.admission.admit(model, request, now)
         if verdict.code is DEADLINE and not model.hosts:
             self._placement.refused_unplaced(model)
         return verdict
@@ -113,6 +116,8 @@ class Atc(SchedulingPolicy):
     def expired(self, model: Model, now: float) -> int:
         """Heads that are too late even if their model ran next, alone, on the best of its devices."""
         queue = model.queue
+        if queue.kept:
+            return expired_fetched(model, now)
         head_s = queue.deadlines[queue.head]
         first_end_s = math.inf
         for device in (model.hosts or model.ready).values():
@@ -129,13 +134,18 @@ class Atc(SchedulingPolicy):
         """The request waits; what its client asks of a model with open dimensions bounds the batches."""
         if model.spec.dims:
             self._sized.arrived(model, request)
+            device = model.first_device
+            if request.kept_bytes and device is not None:
+                model.queue.starts(request, request.latest_s - device.fetch.expected_s(device.far_bytes((request,))))
 
     def completed(self, device: RemoteDevice, model: Model, requests: Sequence[Request], now: float) -> None:
         """The returns to the batch are counted, if all of them would come to one device."""
         if len(model.hosts) == 1 and self.parameters.echo:
-            clients = self._clients.get(model.ref)
+            clients = self.clients.get(model.ref)
             if clients is None:
-                clients = self._clients[model.ref] = ReturningClients()
+                for gone in gone_among(self.clients, self.state.models):
+                    del self.clients[gone]
+                clients = self.clients[model.ref] = ReturningClients()
             clients.completed(len(requests), now)
 
     def ended(self, request: Request, in_time: bool, now: float) -> None:
@@ -151,7 +161,7 @@ class Atc(SchedulingPolicy):
             self._lost += 1
             self._fairness.lost(request.ref, now)
         if request.admitted:
-            self._admission.ended(request, in_time)
+            self.admission.ended(request, in_time)
 
     # -- EXEC ---------------------------------------------------------------------------------------------------------
 
@@ -207,30 +217,16 @@ class Atc(SchedulingPolicy):
     ) -> BatchPlan | SizedPlan | None:
         """The model's best batch if EXEC starts at `start_s`, or once the device has fetched its inputs.
 
-        None if nobody can be in time, or the device fetches others first: it asks again when they are there.
+        None if nobody can be in time, or who could has to wait for what is fetched now: it asks again then.
         """
-        queue = model.queue
-        most = device.curves[model.ref].batch_max
-        while most:
-            size = device.far_bytes(queue.requests[queue.head : queue.head + most])
-            if not size:
-                return self._plan(device, model, start_s, most)
-            if device.fetching_until_s > now:
-                self._look_again_s = min(self._look_again_s, device.fetching_until_s)
-                return None
-            plan = self._plan(device, model, max(start_s, device.fetched_s(size, now)), most)
-            if plan is not None:
-                return plan
-            most //= 2  # fewer are fetched sooner
-        return None
+        if device.far_waiting(model.queue) == NOTHING:
+            return self._plan(device, model, start_s)
+        if device.fetching_until_s > now:
+            self._look_again_s = min(self._look_again_s, device.fetching_until_s)
+        return self._fetched.plan(device, model, start_s, now)
 
-    def _plan(
-        self, device: RemoteDevice, model: Model, start_s: float, most: int = ROWS_MAX
-    ) -> BatchPlan | SizedPlan | None:
-        """The model's best batch if EXEC starts at `start_s`; None if nobody can be in time.
-
-        `most`: no more rows, unless it has open dimensions.
-        """
+    def _plan(self, device: RemoteDevice, model: Model, start_s: float) -> BatchPlan | SizedPlan | None:
+        """The model's best batch if EXEC starts at `start_s`; None if nobody can be in time."""
         if model.spec.dims:
             return self._sized.plan(device, model, start_s)
         queue = model.queue
@@ -243,7 +239,7 @@ class Atc(SchedulingPolicy):
         if waiting <= 0:
             return None
         head_s = queue.deadlines[queue.head + skip] - start_s
-        most = min(most, curve.batch_max)
+        most = curve.batch_max
         cap = curve.largest(head_s * scale / guard, most)
         if queue.many:
             return self._plan_of_many(model, curve.rows_max, max(cap, 1), skip, start_s, scale, base)
@@ -316,7 +312,7 @@ class Atc(SchedulingPolicy):
     def _waits_for_clients(self, device: RemoteDevice, plan: BatchPlan | SizedPlan, now: float) -> bool:
         """Whether the batch should wait for clients that return. Only a model that is alone on the device waits."""
         model, queue = plan.model, plan.model.queue
-        clients = self._clients.get(model.ref)
+        clients = self.clients.get(model.ref)
         if clients is None or clients.share <= 0:
             return False
         if len(device.waiting) > 1 or len(model.hosts) > 1 or queue.many:

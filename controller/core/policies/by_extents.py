@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from controller.core.devices.base import RemoteDevice
 from controller.core.estimation.estimates import Curve
+from controller.core.estimation.fetching import NOTHING
 from controller.core.policies.starts import start_of
 from controller.core.queues import Request, rank_of
 from controller.core.state import Model
@@ -75,7 +76,7 @@ def hopeless(model: Model, now: float) -> Sequence[Request]:
         return ()
     late = []
     for request in queue.starts_before(earliest_s):
-        end_s, start_s = min(_end(device, request, start_s) for device, start_s in starts)
+        end_s, start_s = min(_end(device, request, start_s, now) for device, start_s in starts)
         if end_s > request.deadline_s:
             late.append(request)
         else:
@@ -83,9 +84,29 @@ def hopeless(model: Model, now: float) -> Sequence[Request]:
     return late
 
 
-def _end(device: RemoteDevice, request: Request, start_s: float) -> tuple[float, float]:
-    """(end, start) of the request alone."""
-    return start_s + device.curves[request.ref].alone_s(request.rows, request.extents), start_s
+def _end(device: RemoteDevice, request: Request, start_s: float, now: float) -> tuple[float, float]:
+    """(end, start) of the request alone; the start of fetching, if its inputs are fetched first."""
+    alone_s = device.curves[request.ref].alone_s(request.rows, request.extents)
+    if request.kept_bytes:
+        size = device.far_bytes((request,))
+        if size != NOTHING:
+            fetched_s = device.fetched_s(size, now)
+            end_s = max(start_s, fetched_s) + alone_s
+            return end_s, end_s - alone_s - (fetched_s - now)
+    return start_s + alone_s, start_s
+
+
+def fetched_before_s(device: RemoteDevice, model: Model, request: Request) -> float:
+    """How long it takes at least to fetch what waits in the model's queue and goes before the request, by one device.
+
+    Of a model with open dimensions that is taken to be as large a part of the bytes as of the time.
+    """
+    queue = model.queue
+    queued_s = device.fetch.queued_s(device.far_waiting(queue))
+    if not model.open or queue.share_s <= 0:
+        return queued_s
+    rank = rank_of(device.curves[model.ref].share(request.extents) / request.weight)
+    return queued_s * min(1.0, queue.share_before(rank, request.deadline_s) / queue.share_s)
 
 
 def admission_ends(

@@ -35,7 +35,10 @@ CAP_MOVED = 0.05  # share by which the least objective may move before the costs
 
 @dataclass(slots=True)
 class SizedPlan:
-    """One model's candidate for a device's next batch."""
+    """One model's candidate for a device's next batch, of requests that need not wait one behind the other.
+
+    Of a model without open dimensions, whose requests need not because inputs are fetched, it has no extents.
+    """
 
     model: Model
     requests: Sequence[Request]
@@ -123,12 +126,17 @@ class SizedPlans:
         most_s = RESERVED_OBJECTIVES * self._objectives[batch.model.ref].most_s
         books.credit_s = min(most_s, books.credit_s + self.reserve * batch.expected_s)
 
-    def plan(self, device: RemoteDevice, model: Model, start_s: float) -> SizedPlan | None:
-        """The model's best batch if EXEC starts at `start_s`; None if nobody can be in time."""
+    def plan(
+        self, device: RemoteDevice, model: Model, start_s: float, among: Sequence[Request] | None = None
+    ) -> SizedPlan | None:
+        """The model's best batch if EXEC starts at `start_s`; None if nobody can be in time.
+
+        `among`: of these waiting requests, in order of their deadlines; None: of all.
+        """
         curve = device.curves[model.ref]
         objectives = self._objectives.setdefault(model.ref, Objectives())
         books = self._open(device, model, curve, objectives)
-        requests, waiting = _waiting(model, curve, books, start_s, curve.scale * (1 + device.margin))
+        requests, waiting = _waiting(model, curve, books, start_s, curve.scale * (1 + device.margin), among)
         if not requests:
             return None
         books.reserved = self.reserve > 0 and books.credit_s > 0
@@ -179,16 +187,20 @@ def _worth(costs: Costs) -> list[float]:
     return [share * (1 + LONGER * name / most) for share, name in zip(costs.shares, costs.classes, strict=True)]
 
 
-def _waiting(model: Model, curve: Curve, books: Books, start_s: float, guard: float) -> tuple[list[Request], Waiting]:
+def _waiting(
+    model: Model, curve: Curve, books: Books, start_s: float, guard: float, among: Sequence[Request] | None
+) -> tuple[list[Request], Waiting]:
     """The requests that a plan is made of, if EXEC starts at `start_s`. `guard`: seconds in a second of the tables."""
     queue, places, tables = model.queue, books.places, books.tables
     chosen: list[Request] = []
     waiting = Waiting([], [], [], [])
-    first = queue.head + queue.before(start_s + tables[0][1] * guard)
-    for at in range(first, len(queue.requests)):
+    requests, first = among, 0
+    if requests is None:
+        requests, first = queue.requests, queue.head + queue.before(start_s + tables[0][1] * guard)
+    for at in range(first, len(requests)):
         if len(chosen) == LOOKED_AT or (chosen and at - first >= SCANNED):
             break
-        request = queue.requests[at]
+        request = requests[at]
         place = places.get(request.extents, -1)
         if place < 0:
             if len(places) >= PLACES_MAX:

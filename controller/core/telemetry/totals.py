@@ -43,7 +43,7 @@ class Counters:
     revoked: int = 0  # INFERs that were taken back before they began
     computed_for_nobody: int = 0  # requests that were executed after they had been given up
     rows_for_nobody: int = 0  # rows of these
-    left_out: int = 0  # requests of batches that were executed without them, as their inputs were not there in time
+    left_out: int = 0  # requests without which a batch ran, as their inputs had not come in time; each time counts
 
     def served(self, in_time: bool) -> None:
         """A request was answered."""

@@ -26,12 +26,12 @@ def request(
     extents: tuple[int, ...] = (),
     tensors: Sequence[bytes] = (),
     kept: wire.Kept | None = None,
-    near: str = "",
+    host: str = "",
 ) -> Request:
     """A request as the scheduler makes it."""
     return Request(
         frontend, number, 0, ref, rows, arrived_s, deadline_s, weight, extents=extents,
-        inline=tuple(map(memoryview, tensors)), kept=kept, near=near,
+        inline=tuple(map(memoryview, tensors)), kept=kept, host=host,
     )  # fmt: skip
 
 
@@ -206,12 +206,13 @@ class Shard:
         fetched_bytes: int = 0,
         fetch_s: float | None = None,
         missing: tuple[int, ...] = (),
+        ended: tuple[int, ...] = (),
     ) -> list[str]:
         """A worker reports the end of an action; the orders that follow at once."""
         result = wire.ActionResult(
             action=action, kind=kind, code=code, received_s=now, free_pages=0, message=message,
             begin_s=begin_s, end_s=end_s, duration_s=duration_s, fetched_bytes=fetched_bytes, fetch_s=fetch_s,
-            missing=missing,
+            missing=missing, ended=ended,
         )  # fmt: skip
         return self.checked(self.scheduler.result(worker, result, now=now))
 

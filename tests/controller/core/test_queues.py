@@ -6,8 +6,14 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from controller.core.devices.paged import PagedDevice
 from controller.core.queues import COMPACT_AT, ModelQueue, Request
+from controller.core.residency import Residency
+from mesh import wire
 from tests.controller.core.controller_builders import request
+
+INFO = wire.DeviceInfo(name="test", kind="test", pages=1, page_bytes=1, any_batch=True)
+SLOT = wire.Slot(segment="1.2.ab", offset=0, generation=1)
 
 
 def queue_of(*requests: Request) -> ModelQueue:
@@ -140,6 +146,12 @@ class QueueMachine(RuleBasedStateMachine):
         self.count += 1
         self._push(request(self.count, deadline_s=float(deadline), rows=rows, weight=weight))
 
+    @rule(deadline=st.integers(0, 5), host=st.sampled_from(["", "a", "b"]), near=st.booleans(), size=st.integers(0, 9))
+    def push_kept(self, deadline: int, host: str, near: bool, size: int) -> None:
+        self.count += 1
+        kept = wire.Kept(sizes=(size, 1), slot=SLOT if near else None)
+        self._push(request(self.count, deadline_s=float(deadline), kept=kept, host=host))
+
     @precondition(lambda self: self.gone)
     @rule(data=st.data())
     def push_back(self, data: Any) -> None:
@@ -191,6 +203,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue.check()
         assert len(self.queue) == len(self.model)
         assert self.queue.rows == sum(one.rows for one in self.model)
+        for host in ("", "a", "b"):
+            for reads_slots in (False, True):
+                device = PagedDevice("w1", INFO, Residency(1, 1), host=host, reads_slots=reads_slots)
+                assert device.far_waiting(self.queue) == device.far_bytes(self.model)
         if self.model:
             assert self.queue.first() is self.model[0]
 

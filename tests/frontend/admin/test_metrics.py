@@ -115,7 +115,7 @@ EXPECTED: dict[str, Any] = {
         f"gearmesh_{name}_total": {(CONTROLLER,): count}
         for name, count in {
             "revoked": 3, "computed_for_nobody": 2, "rows_for_nobody": 5, "tried_apart": 8, "tried_alone": 4,
-            "quarantines": 1, "failed_apart_seconds": 0.75,
+            "quarantines": 1, "failed_apart_seconds": 0.75, "left_out": 7,
         }.items()
     },
     "gearmesh_answers_total": {(WHO, ("status", "ok")): 82, (WHO, ("status", "rejected")): 8},

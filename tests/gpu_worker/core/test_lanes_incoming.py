@@ -66,13 +66,25 @@ def test_where_only_some_sizes_can_be_executed_the_rows_left_out_are_padding() -
     assert device.running[Phase.INPUT, 1].action.batch == 4  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("batch_sizes", [None, [4]])
+def test_the_result_names_the_parts_that_had_ended_and_no_others(batch_sizes: list[int] | None) -> None:
+    device, incoming = loaded(batch_sizes=batch_sizes), awaiting(BATCH, 0)
+    device.order_kept(incoming, now=10.0)
+    incoming.end(2)
+    incoming.arrived(1, [b"x"], 10.1)
+    device.wake(10.1)
+    for phase in (Phase.INPUT, Phase.EXEC, Phase.OUTPUT):
+        device.end(phase, 1, now=10.2)
+    assert (device.results[1].code, device.results[1].missing, device.results[1].ended) == (ActionCode.OK, (), (2,))
+
+
 def test_a_batch_without_any_inputs_ends_at_once_when_there_will_be_none() -> None:
     device, incoming = loaded(), awaiting(BATCH)
     device.order_kept(incoming, now=9.0)
     incoming.miss((0, 1))
     incoming.end(2)
     assert device.wake(9.5) == ["infer #1 inputs_missing, 2 free"]
-    assert device.results[1].missing == (0, 1)
+    assert (device.results[1].missing, device.results[1].ended) == ((0, 1), (2,))
     assert device.lanes.idle
 
 
