@@ -56,7 +56,6 @@ INTERPRETED = {  # {file that stays as it is: why}
     "frontend/awake.py": "asks the kernel",
     "frontend/keeper.py": "a thread that waits for a database",
     "frontend/main.py": "begins",
-    "frontend/core/cache.py": "mypyc takes no dataclass that is Generic",
     "gearmesh/simulation/parts.py": "goes to other processes; a frozen dataclass that mypyc makes cannot be unpickled",
     "gearmesh/simulation/plots.py": "draws",
     "gearmesh/simulation/study.py": "scipy does the work",
@@ -65,7 +64,6 @@ INTERPRETED = {  # {file that stays as it is: why}
     "mesh/printable.py": "mypyc takes no surrogates in literals",
     "mesh/repeats.py": "mypyc takes no dataclass that is Generic",
     "mesh/strings.py": "clients import it",
-    "mesh/tallies.py": "mypyc takes no dataclass that is Generic",
 }
 EXTENSIONS = {"mesh.net._channel": ["mesh/net/_channel.c"]}  # {module: its sources in C}; built where they are
 FLAGS = ("-O2", "-g0", "-w")  # and those of the variable CFLAGS, which come last
