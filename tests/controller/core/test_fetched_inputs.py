@@ -413,6 +413,16 @@ def test_a_request_that_is_expected_to_be_fetched_too_late_is_refused_before_its
     assert made.wake(100.06) == ["f: 2 rejected deadline"]
 
 
+def test_it_is_looked_at_whether_a_request_has_become_hopeless_before_it_could_still_be_executed() -> None:
+    made = shard()
+    network(made, 0.05)
+    assert made.submit(1, now=100.0, budget_s=0.2, kept=kept()) == []
+    network(made, 0.3)
+    assert made.wake(100.0) == []
+    assert wake_at(made) == pytest.approx(100.199 - 0.010 - 0.05)
+    assert made.wake(100.14) == ["f: 1 rejected deadline"]
+
+
 @pytest.mark.parametrize("slower_s", [0.0, 0.05])
 def test_of_unequal_lengths_who_cannot_be_fetched_in_time_hears_it_while_it_waits(slower_s: float) -> None:
     made = Shard()
