@@ -45,6 +45,7 @@ class Chances:
     cancels: float = 0.0  # share of requests that are given up
     poison: float = 0.0  # share of requests with which every batch fails
     deadly: float = 0.0  # share of requests with which every worker dies
+    kept: float = 0.0  # share of requests whose inputs their frontends keep
     measured: bool = True  # versions come with a profile; False: it is measured first
     clock_error_s: float = 0.2e-3
 
@@ -156,7 +157,15 @@ class Story:
     """One controller, some workers, two frontends."""
 
     def __init__(
-        self, seed: int, chances: Chances, *, workers: int = 2, models: int = 5, pages: int = 5, policy: str = "atc"
+        self,
+        seed: int,
+        chances: Chances,
+        *,
+        workers: int = 2,
+        models: int = 5,
+        pages: int = 5,
+        policy: str = "atc",
+        frontend_host: str = "",
     ) -> None:
         self.rng = random.Random(seed)
         self.chances = chances
@@ -187,6 +196,8 @@ class Story:
             checked=True,
         )  # fmt: skip
         self.mesh.begin(self.refs, "fg")
+        for frontend in "fg":
+            self.mesh.scheduler.frontend_joined(frontend, frontend_host)
         for _ in range(workers):
             self._join()
 
@@ -251,6 +262,10 @@ class Story:
             request=number, attempt=0, ref=rng.choice(self.refs), rows=rng.choice((1, 1, 1, 1, 2, 5)),
             budget_s=budget_s, weight=rng.choice((1.0, 1.0, 2.0)), client=number % 9,
         )  # fmt: skip
+        if self.chances.kept and rng.random() < self.chances.kept:
+            asked = self._requests[key]
+            slot = rng.choice((None, wire.Slot(segment="1.2.ab", offset=0, generation=1)))
+            self._requests[key] = msgspec.structs.replace(asked, kept=wire.Kept(sizes=(4 * asked.rows,), slot=slot))
         if self.chances.poison and rng.random() < self.chances.poison:
             self.poison.add(key)
         elif self.chances.deadly and rng.random() < self.chances.deadly:

@@ -340,6 +340,22 @@ def test_what_lies_on_the_worker_s_host_does_not_wait_for_what_is_fetched() -> N
     assert made.wake(opens_s + 1e-6) == ["w1: infer #3 m:1 x2 f/2 f/4"]
 
 
+def test_what_goes_before_inputs_that_are_fetched_does_not_let_the_next_ones_be_asked_for_later() -> None:
+    made = shard()
+    network(made, 0.05)
+    made.submit(1, now=100.0, budget_s=1.0, kept=kept())
+    assert made.wake(100.0) == ["w1: infer #1 m:1 x1 f/1"]
+    assert device(made).ahead_s == pytest.approx(0.05)
+    made.submit(2, now=100.001, budget_s=1.0, kept=kept(slot=True))
+    assert made.wake(100.001) == ["w1: infer #2 m:1 x1 f/2"]
+    assert device(made).ahead_s == pytest.approx(0.05)
+    made.ran(2, begin_s=100.002, duration_s=0.01)
+    made.ran(1, begin_s=100.051, duration_s=0.01)
+    made.submit(3, now=100.062, budget_s=1.0, kept=kept(slot=True))
+    assert made.wake(100.062) == ["w1: infer #3 m:1 x1 f/3"]
+    assert device(made).ahead_s == 0.0
+
+
 def test_what_goes_before_inputs_that_are_fetched_does_not_make_their_requests_late() -> None:
     made = shard()
     network(made, 0.05)
@@ -395,6 +411,16 @@ def test_a_request_that_is_expected_to_be_fetched_too_late_is_refused_before_its
     assert made.wake(100.0) == ["w1: infer #1 m:1 x1 f/1"]
     network(made, 0.08)
     assert made.wake(100.06) == ["f: 2 rejected deadline"]
+
+
+def test_it_is_looked_at_whether_a_request_has_become_hopeless_before_it_could_still_be_executed() -> None:
+    made = shard()
+    network(made, 0.05)
+    assert made.submit(1, now=100.0, budget_s=0.2, kept=kept()) == []
+    network(made, 0.3)
+    assert made.wake(100.0) == []
+    assert wake_at(made) == pytest.approx(100.199 - 0.010 - 0.05)
+    assert made.wake(100.14) == ["f: 1 rejected deadline"]
 
 
 @pytest.mark.parametrize("slower_s", [0.0, 0.05])

@@ -83,6 +83,15 @@ def test_every_request_is_answered_exactly_once_though_durations_are_wild(seed: 
     assert_page_counts_agree(story)
 
 
+@pytest.mark.parametrize(("seed", "near"), [(seed, near) for seed in range(3) for near in (False, True)])
+def test_every_request_is_answered_exactly_once_though_frontends_keep_inputs(seed: int, near: bool) -> None:
+    story = play(seed, Chances(kept=0.7, cancels=0.1), frontend_host="simulated" if near else "elsewhere")
+    assert_all_has_ended(story)
+    assert_everybody_was_answered_once(story)
+    assert_page_counts_agree(story)
+    assert sum(heard.outputs for heard in story.outcomes.values()) > 0.5 * REQUESTS
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_every_request_is_answered_exactly_once_where_memory_holds_two_models_of_eight(seed: int) -> None:
     story = play(seed, Chances(), workers=1, models=8, pages=3)

@@ -9,6 +9,7 @@ from controller.core.devices.action import Action
 from controller.core.devices.base import RemoteDevice
 from controller.core.estimation.fetching import NOTHING
 from controller.core.policies.base import Batch
+from controller.core.policies.by_extents import fetched_before_s
 from controller.core.queues import Request
 from mesh import wire
 from mesh.codes import ActionKind
@@ -87,6 +88,17 @@ def test_a_head_that_is_in_time_by_itself_is_not_given_up_because_others_take_lo
     batch = world.next()
     assert batch is not None
     assert (batch.requests, batch.given_up, batch.start_s) == ([head], [], NOW + 0.25)
+
+
+def test_heads_are_passed_over_for_a_larger_batch_only_if_they_would_be_late_in_it() -> None:
+    world = FetchingWorld()
+    (early,) = world.asks(2.2, near=True)
+    (later,) = world.asks(4.5)
+    others = world.asks(*[6.0] * 8)  # seven of them are in time, and eight are not: 2.0 + 4.5
+    batch = world.next()
+    assert batch is not None
+    assert (batch.requests, batch.given_up) == ([later, *others[:4]], [early])
+    assert batch.start_s == NOW + 1.25
 
 
 def test_a_request_that_takes_long_to_fetch_does_not_keep_those_behind_it_from_going_with_the_first() -> None:
@@ -301,3 +313,29 @@ def test_who_has_expired_on_one_of_two_devices_can_go_to_the_other() -> None:
     world.asks(1.26)
     world.fetching(0.1)
     assert world.policy.expired(world.model(), NOW) == 0
+
+
+def test_what_is_fetched_before_a_request_of_unequal_length_is_what_goes_before_it() -> None:
+    world = FetchingLengths()
+    world.keeps(16, *[NOW + 50.0] * 4)  # four seconds
+    model, kept = world.model(), wire.Kept(sizes=(MB,))
+    before, behind = (
+        request(9, deadline_s=NOW + deadline_s, kept=kept, host="elsewhere", extents=(1,)) for deadline_s in (40, 60)
+    )
+    assert fetched_before_s(world.device, model, before) == 0.0
+    assert fetched_before_s(world.device, model, behind) == 4.0
+    plain = FetchingWorld()
+    plain.asks(*[50.0] * 4, megabytes=4.0)
+    assert fetched_before_s(plain.device, plain.model(), before) == 4.0
+
+
+@pytest.mark.parametrize(("budget_s", "again"), [(1.3, True), (1.2, False)])
+def test_who_is_refused_is_told_to_ask_again_only_if_its_inputs_can_ever_be_fetched_in_time(
+    budget_s: float, again: bool
+) -> None:
+    world = FetchingWorld()
+    world.fetching(1.0)
+    one = request(1, deadline_s=NOW + budget_s, arrived_s=NOW, kept=wire.Kept(sizes=(MB,)), host="elsewhere")
+    verdict = world.policy.admit(world.model(), one, NOW)
+    assert not verdict.admitted
+    assert (verdict.retry_after_s is not None) == again
