@@ -150,7 +150,7 @@ class PaperFrontend:
         """A part's outputs arrive."""
         completed = self.table.outputs(part.request, [bytes(4 * part.rows)], 1, 0.01, "d", part.cold)
         if completed is not None:
-            for call in self.evaluations.succeeded(completed, completed.outputs(), True):
+            for call in self.evaluations.succeeded(completed, completed.joined()[0], True):
                 self._served(call, completed)
             self._served(completed.call, completed)
         self.happened()

@@ -64,7 +64,7 @@ class Frontend:
         self.addresses = self.port.listen("127.0.0.1")
 
     def _completed(self, completed: Completed, now: float) -> None:
-        self.done((completed.call.id, bytes(completed.outputs()[0])[:1]))
+        self.done((completed.call.id, bytes(completed.joined()[0][0])[:1]))
 
     @property
     def number(self) -> int:

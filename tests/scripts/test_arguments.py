@@ -9,7 +9,9 @@ import pytest
 from scripts import ROOT
 from scripts.zoo import UnknownName, check_names
 
-PROGRAMS = sorted(path for path in (ROOT / "scripts").glob("*.py") if "__main__" in path.read_text())
+PROGRAMS = sorted(
+    path for path in (ROOT / "scripts").glob("*.py") if '\nif __name__ == "__main__":' in path.read_text()
+)
 WRITERS = ("document_codes", "document_settings", "draw_house", "trace_statistics")  # their arguments are few or none
 
 
