@@ -11,6 +11,7 @@ import pytest
 import structlog
 from msgspec.structs import replace
 
+from frontend.core.answer_forms import AnswerForm
 from frontend.core.open_calls import Call, Completed
 from frontend.core.requests import RequestTable
 from frontend.results import ResultsPort
@@ -72,7 +73,9 @@ class Frontend:
 
     def opens(self, call: int, spec: wire.ModelSpec = SPEC, rows: int = 1) -> int:
         """A request is open. Returns its number."""
-        parts = self.table.open(Call("ann", call, "m:1", spec, rows, 0.0, 1e9, False), [b"x" * rows])
+        parts = self.table.open(
+            Call("ann", call, "m:1", spec, rows, 0.0, 1e9, False, form=AnswerForm("m:1", spec)), [b"x" * rows]
+        )
         return parts[0].number
 
     def link(self) -> dict[str, Any]:
@@ -384,7 +387,7 @@ def opens_large(frontend: Frontend, count: int) -> list[int]:
     """So many requests are open, with inputs of a mebibyte that are full of their call's number. Returns theirs."""
     numbers = []
     for call in range(count):
-        opened = Call("ann", call, "m:1", MEBIBYTE, 1, 0.0, 1e9, False)
+        opened = Call("ann", call, "m:1", MEBIBYTE, 1, 0.0, 1e9, False, form=AnswerForm("m:1", MEBIBYTE))
         (part,) = frontend.table.open(opened, [bytes([call]) * (1 << 20)])
         numbers.append(part.number)
     return numbers
