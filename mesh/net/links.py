@@ -17,7 +17,7 @@ from mesh.codes import LinkLoss
 from mesh.identities import Identity, named
 from mesh.net.channels import Channel
 from mesh.net.doorkeeper import REPLACED
-from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX
+from mesh.net.sockets import DRAIN_S_MAX, MESSAGES_PER_DRAIN_MAX
 from mesh.net.transport import Line, Mail, Transport, hand_on
 from mesh.refusals import Refusals
 from mesh.roles import PortKind
@@ -175,6 +175,7 @@ class Link(Generic[In, Out]):
         self.transport.hub.schedule_turn()
 
     def _drain(self) -> bool:
+        ends_s = time.monotonic() + DRAIN_S_MAX
         for _ in range(MESSAGES_PER_DRAIN_MAX):
             channel = self.channel
             if channel is None:
@@ -184,6 +185,8 @@ class Link(Generic[In, Out]):
                 return False
             _, body, frames = message
             self._arrived(body, frames)
+            if time.monotonic() > ends_s:
+                break
         return True
 
     def _arrived(self, body: Buffer, frames: list[Buffer]) -> None:

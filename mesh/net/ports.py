@@ -15,7 +15,7 @@ from mesh.codes import LinkLoss, LinkRefusal
 from mesh.identities import Identity, claimed
 from mesh.net.channels import Channel
 from mesh.net.connections import shut
-from mesh.net.sockets import MESSAGES_PER_DRAIN_MAX
+from mesh.net.sockets import DRAIN_S_MAX, MESSAGES_PER_DRAIN_MAX
 from mesh.net.transport import Line, Mail, Transport, hand_on
 from mesh.refusals import Refusals
 from mesh.roles import Holder, PortKind, may_speak
@@ -253,6 +253,7 @@ class Port(Generic[In, Out]):
     # -- what arrives -------------------------------------------------------------------------------------------------
 
     def _drain(self) -> bool:
+        ends_s = time.monotonic() + DRAIN_S_MAX
         for _ in range(MESSAGES_PER_DRAIN_MAX):
             channel = self.channel
             if channel is None:
@@ -266,6 +267,8 @@ class Port(Generic[In, Out]):
                 shut(channel.descriptor(), channel.said("Peer-Address"))  # unread; it may have connected again
                 continue
             self._arrived(name, body, frames, None if name in self._named else self._holder_of(channel))
+            if time.monotonic() > ends_s:
+                break
         return True
 
     def _holder_of(self, channel: Channel) -> Holder | None:

@@ -22,6 +22,7 @@ from mesh.net.keys import Keys
 from mesh.roles import Holder, PortKind
 
 MESSAGES_PER_DRAIN_MAX = 512  # then the other sockets and the timers get their turn
+DRAIN_S_MAX = 0.02  # likewise: what takes long to handle must not keep back heartbeats
 DRAINS_AT_ONCE_MAX = 8  # of one socket; a monitor holds no more
 ROUNDS_PER_TURN_MAX = 8  # in-memory messages may cause more of them; after so many rounds the sockets get their turn
 EVENT = struct.Struct("=HI")  # of a monitor's message: the event, its value

@@ -1,5 +1,6 @@
 """mesh/net/links.py and mesh/net/transport.py: ports and links behave alike over ZeroMQ and in memory."""
 
+import asyncio
 import gc
 import time
 from typing import Any
@@ -13,8 +14,9 @@ from mesh import wire
 from mesh.codes import LinkLoss
 from mesh.errors import AddressInUse
 from mesh.net.channels import FRAME_BYTES_ZERO_COPY
+from mesh.net.sockets import DRAIN_S_MAX
 from mesh.net.unsent import ENVELOPE_BYTES
-from tests.loops import on_loop
+from tests.loops import Told, on_loop
 from tests.mesh.net.pairs import HELLO, PATIENT, QUIET, both_makes, cancel, pair
 from tests.mesh.net.processes import Calling, envelope, processes, unreachable
 
@@ -46,6 +48,27 @@ async def test_what_is_sent_in_one_turn_arrives_as_one_mail(make: str) -> None:
             calling.link.send(cancel(number))
         await listening.mail.count(1)
         assert [len(mail.messages) for mail in listening.mail.items] == [100]
+
+
+@on_loop
+async def test_between_mails_that_take_long_the_loop_goes_round_so_that_heartbeats_leave() -> None:
+    order, heard = Told(), Told()
+
+    def received(mail: Any) -> None:
+        order("mail")
+        asyncio.get_running_loop().call_soon(order, "round")
+        ends_s = time.monotonic() + 2 * DRAIN_S_MAX
+        while time.monotonic() < ends_s:
+            pass
+        heard(mail)
+
+    async with processes(**QUIET) as made:
+        listening = made.port(made.runtime(), received=received)
+        for number in range(4):
+            made.link(made.runtime(), listening.addresses, f"frontend-{number}").link.send(cancel(number))
+        await heard.count(4)
+        await order.count(8)
+    assert order.items == ["mail", "round"] * 4
 
 
 @both_makes
