@@ -181,7 +181,7 @@ class EmulatedWorker:
                 if not self.welcomed:
                     self.welcomed = True
                     self._rig.next_worker()
-            elif type(message) is wire.Introduce:
+            elif type(message) is wire.Introduce and self.welcomed:  # before that its turn is still to come
                 self.hello()
 
     def _infer(self, message: wire.Infer, now: float) -> None:
