@@ -43,6 +43,9 @@ def test_in_a_flood_and_beside_junk_every_request_is_answered_once_and_clients_a
             assert (status["in_flight"], status["requests_waiting"]) == (0, 0)
             total = status["outcomes"]["total"]
             assert total["offered"] >= flood.sent, json.dumps(total)
+            if not status["expelled"]:  # beside the flood too little of the junk was read, on a slow machine
+                await run_loads(held(running), loads[1:], SECONDS, processors())
+                status = await client.call("status")
             assert status["expelled"] > 0
 
     run_with_mesh(scenario, tmp_path / "repository", tmp_path / "data", device=emulated_device(tmp_path))
