@@ -50,12 +50,17 @@ def row(number: int) -> Array:
 
 
 def files(pid: int) -> int:
-    """How many files the process has open, but for its logs, which are opened when the first lines are written."""
-    found = 0
+    """How many files the process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def logs_requests(pid: int) -> bool:
+    """Whether the log of requests is open: it is opened when the first lines are written."""
     for name in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
-            found += not os.readlink(f"/proc/{pid}/fd/{name}").endswith(".jsonl")
-    return found
+            if "/requests-" in os.readlink(f"/proc/{pid}/fd/{name}"):
+                return True
+    return False
 
 
 def segments(pid: int) -> int:
@@ -105,7 +110,7 @@ def test_outputs_are_right_whether_tensors_are_shared_fetched_or_sent(
         pids = running.supervisor.pids()
         async with AsyncClient(running.address) as client:
             async with load(client) as ended:
-                await until(lambda: ended["ok"] >= 50)
+                await until(lambda: ended["ok"] >= 50 and logs_requests(pids["controller"]))
                 before = {name: files(pid) for name, pid in pids.items()}
                 await until(lambda: ended["ok"] >= 250)
                 after = {name: files(pid) for name, pid in pids.items()}
